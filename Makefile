@@ -1,0 +1,41 @@
+# Two commands matter: `make demo` and `make test`. Both set up everything they need first.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+# The first interpreter that is new enough; PYTHON=… chooses another.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export SOLCX_BINARY_PATH := $(CURDIR)/$(VENV)/solcx
+
+.PHONY: help setup demo test test-python test-contracts test-forge lint format artifacts lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## Install everything (Python and npm packages, pinned), once
+
+$(VENV)/.tools:
+	@test -n "$(PYTHON)" || { echo "Waterfall needs Python 3.11 or newer: none found on PATH." >&2; exit 1; }
+	@node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' 2>/dev/null \
+	  || { echo "Waterfall needs Node 20 or newer: found $$(node --version 2>/dev/null || echo none)." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) && touch $@
+
+$(VENV)/.python: requirements.txt $(VENV)/.tools
+	@echo "Installing Python packages (one to three minutes the first time) …"
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+$(VENV)/.node: package-lock.json .npmrc $(VENV)/.tools
+	@echo "Installing npm packages (anvil, forge, solc, Solidity libraries) …"
+	@npm ci --silent
+	@ln -sf $(CURDIR)/node_modules/@foundry-rs/*/bin/anvil $(CURDIR)/node_modules/@foundry-rs/*/bin/forge $(VENV)/bin/
+	@mkdir -p $(VENV)/solcx && ln -sf $(CURDIR)/scripts/solc.mjs $(VENV)/solcx/solc-v0.8.37
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.python $(VENV)/.node pyproject.toml
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
