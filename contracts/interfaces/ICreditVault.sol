@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+/// @title ICreditVault
+/// @notice USDC-backed credit, charged per metered LLM call. One vault holds one 6-decimal token for many
+///         platforms; each platform keeps accounts for its users, agents and teams.
+/// @dev Units. *Credit*: 1 USD = 10**12 units, so that one token of a cheap model has an exact price.
+///      *Token*: base units of the 6-decimal token; 1 token base unit = 10**6 credit units.
+///      Amounts are credit unless a name says `tokens`. Times are Unix seconds of block time.
+///      There is no global owner, no proxy and no pause: nobody but the roles below has any power.
+///
+///      - *Platform owner*: sets spend policies, names and retires meters, withdraws the platform's earnings.
+///      - *Meter* (a plain key of the platform): signs receipts and batches of charges. It can move credit of
+///        the platform's accounts into the platform's own earnings, within the policies, and nowhere else.
+///      - *Account owner*: takes unspent credit out after the platform's exit delay. Accounts whose owner is
+///        `address(0)` are held by the platform: its *current* owner acts for them.
+///      - *Anybody*: deposits into any account, and submits batches a meter has signed.
+interface ICreditVault {
+    // ───────────────────────────────────────────── Types ─────────────────────────────────────────────
+
+    /// @notice Limits a platform puts on an account. A limit exists by its flag, not by being non-zero.
+    struct Policy {
+        /// @dev Largest single charge, credit, inclusive. Exists with LIMIT_PER_CHARGE.
+        uint80 maxPerCharge;
+        /// @dev Largest sum of charges in one window, credit, inclusive. Exists with LIMIT_PER_WINDOW.
+        uint80 maxPerWindow;
+        /// @dev Length of a window, seconds, at least MIN_WINDOW. Windows are fixed: number n covers
+        ///      [n × windowSeconds, (n + 1) × windowSeconds). Exists with LIMIT_PER_WINDOW.
+        uint32 windowSeconds;
+        /// @dev First second at which nothing may be charged any more (exclusive). Exists with LIMIT_EXPIRY.
+        uint40 expiresAt;
+    }
+
+    /// @notice One debit of one account for one metered call.
+    struct Charge {
+        /// @dev The account, as `accountId` derives it.
+        bytes32 account;
+        /// @dev Unique within the platform for ever. Dense ids make cheap batches: 256 share a storage slot.
+        uint64 id;
+        /// @dev Credit. Zero is rejected.
+        uint96 amount;
+        /// @dev EIP-712 digest of the UsageReceipt of the call.
+        bytes32 receiptHash;
+    }
+
+    /// @notice What a meter says of one call; its EIP-712 digest is the charge's `receiptHash`.
+    struct UsageReceipt {
+        uint128 platform;
+        bytes32 account;
+        uint64 chargeId;
+        /// @dev keccak256 of the request body as the gateway received it.
+        bytes32 requestHash;
+        /// @dev keccak256 of the answer as the upstream sent it.
+        bytes32 responseHash;
+        /// @dev The name the caller used.
+        string model;
+        /// @dev All input tokens, cached ones included.
+        uint64 inputTokens;
+        uint64 cachedInputTokens;
+        /// @dev All output tokens, reasoning included.
+        uint64 outputTokens;
+        uint64 reasoningTokens;
+        /// @dev keccak256 of the provider's usage object as RFC 8785 JSON.
+        bytes32 usageHash;
+        /// @dev keccak256 of the rate card as RFC 8785 JSON.
+        bytes32 priceId;
+        /// @dev Credit.
+        uint96 amount;
+        /// @dev Unix seconds.
+        uint40 issuedAt;
+        /// @dev False when the answer was cut and the usage is therefore not the provider's last word.
+        bool complete;
+    }
+
+    /// @notice Why a charge of a batch was left out. The order is part of the interface.
+    enum Rejection {
+        ZeroAmount,
+        Balance,
+        MaxPerCharge,
+        MaxPerWindow,
+        PolicyExpired,
+        AllowanceCap,
+        AllowanceExpired
+    }
+
+    struct PlatformView {
+        address owner;
+        address payout;
+        /// @dev Seconds between an exit's request and its maturity.
+        uint32 exitDelay;
+        /// @dev Credit the platform has earned and not withdrawn.
+        uint96 earnings;
+    }
+
+    struct MeterView {
+        /// @dev First second of validity, inclusive; 0 if never added.
+        uint40 addedAt;
+        /// @dev First second after validity, exclusive; 0 while valid.
+        uint40 retiredAt;
+        /// @dev Signatures claiming this second or later are void although signed before retirement; 0 if none.
+        uint40 compromisedSince;
+    }
+
+    struct AccountView {
+        /// @dev Credit that can be charged or taken out, a pending exit not included.
+        uint96 balance;
+        /// @dev Credit charged in window number `window`; of no meaning without LIMIT_PER_WINDOW.
+        uint80 spentInWindow;
+        uint32 window;
+        /// @dev Lines in the account's statement so far; each money event carries its line number from 1 on.
+        uint40 entries;
+        /// @dev LIMIT_* bits.
+        uint8 limits;
+        Policy policy;
+        /// @dev Credit in the pending exit.
+        uint96 exitAmount;
+        /// @dev From this second on the exit cannot be charged any more, and can be finalized (inclusive).
+        uint40 exitMaturesAt;
+    }
+
+    /// @notice What the chain says of a receipt. It proves a charge only together with a `Charged` log of the
+    ///         same account, id and amount whose `receiptHash` is `digest`: `used` alone proves no amount.
+    struct ReceiptCheck {
+        bytes32 digest;
+        /// @dev The key that signed; address(0) if the signature is malformed.
+        address signer;
+        /// @dev The signer was a valid meter of the platform at `issuedAt`, and not compromised by then.
+        bool validAtIssue;
+        /// @dev The signer is a valid meter of the platform now.
+        bool validNow;
+        /// @dev The charge id is used.
+        bool used;
+    }
+
+    // ──────────────────────────────────────────── Events ─────────────────────────────────────────────
+
+    event PlatformRegistered(
+        uint128 indexed platform, address indexed owner, address payout, uint32 exitDelay, bytes32 salt
+    );
+    event MeterAdded(uint128 indexed platform, address indexed meter);
+    /// @param compromisedSince 0 if the key was not compromised
+    event MeterRetired(uint128 indexed platform, address indexed meter, uint40 compromisedSince);
+
+    /// @param payer where the tokens came from
+    /// @param label which of `owner`'s accounts
+    /// @param amount credit, measured from the vault's own token balance
+    /// @param entry line number in the account's statement
+    event Deposited(
+        uint128 indexed platform,
+        bytes32 indexed account,
+        address indexed payer,
+        address owner,
+        bytes32 label,
+        uint96 amount,
+        uint40 entry
+    );
+
+    /// @param limits LIMIT_* bits of the limits that exist from now on
+    event PolicySet(uint128 indexed platform, bytes32 indexed account, uint8 limits, Policy policy);
+
+    event Charged(
+        bytes32 indexed account, uint64 indexed id, uint96 amount, uint40 entry, bytes32 receiptHash
+    );
+    /// @notice A charge drew `amount` of its credit from the account's pending exit, the balance being short.
+    event ExitDrawn(bytes32 indexed account, uint64 indexed id, uint96 amount);
+    /// @notice The charge was left out and its id left unused; the rest of the batch is settled.
+    event ChargeRejected(
+        uint128 indexed platform, bytes32 indexed account, uint64 indexed id, Rejection reason
+    );
+
+    /// @param amount credit moved from the balance by this request
+    /// @param total credit in the pending exit afterwards
+    event ExitRequested(
+        uint128 indexed platform,
+        bytes32 indexed account,
+        uint96 amount,
+        uint96 total,
+        uint40 maturesAt,
+        uint40 entry
+    );
+    event ExitCancelled(uint128 indexed platform, bytes32 indexed account, uint96 amount, uint40 entry);
+    /// @param tokens token base units sent to `to`
+    /// @param remainder credit below one token base unit, returned to the balance
+    event ExitFinalized(
+        uint128 indexed platform,
+        bytes32 indexed account,
+        address indexed to,
+        uint256 tokens,
+        uint96 remainder,
+        uint40 entry
+    );
+    event EarningsWithdrawn(uint128 indexed platform, address indexed payout, uint256 tokens);
+
+    // ──────────────────────────────────────────── Errors ─────────────────────────────────────────────
+
+    error ZeroAddress();
+    error ZeroAmount();
+    /// @notice `amount` does not fit the storage it is meant for.
+    error AmountTooLarge(uint256 amount, uint256 max);
+    error NotATokenWithSixDecimals(address token);
+    error PlatformExists(uint128 platform);
+    error UnknownPlatform(uint128 platform);
+    error ExitDelayOutOfRange(uint256 exitDelay, uint256 min, uint256 max);
+    error NotPlatformOwner(uint128 platform, address caller);
+    error NotAccountOwner(bytes32 account, address caller);
+    error MeterExists(uint128 platform, address meter);
+    error NotAMeter(uint128 platform, address meter);
+    error CompromisedSinceOutOfRange(uint256 compromisedSince, uint256 min, uint256 max);
+    error UnknownLimits(uint8 limits);
+    /// @notice A policy field is set without the flag that makes it a limit.
+    error LimitWithoutFlag(uint8 flag);
+    error WindowTooShort(uint256 windowSeconds, uint256 min);
+    error EmptyBatch();
+    error BatchTooLarge(uint256 charges, uint256 max);
+    error DeadlinePassed(uint256 deadline, uint256 timestamp);
+    error DeadlineTooFar(uint256 deadline, uint256 max);
+    error ExceedsBalance(uint256 amount, uint256 available);
+    error ExceedsEarnings(uint256 amount, uint256 available);
+    error NoExit(bytes32 account);
+    error ExitNotMature(uint256 maturesAt, uint256 timestamp);
+    error BadRecipient(address to);
+
+    // ─────────────────────────────────────────── Platforms ───────────────────────────────────────────
+
+    /// @notice Registers the caller as owner of a new platform.
+    /// @param salt tells one registrant's platforms apart
+    /// @param payout where earnings go; not zero, the vault or the token
+    /// @param meter first key that may sign receipts and batches; not zero
+    /// @param exitDelay seconds, fixed for life: MIN_EXIT_DELAY to MAX_EXIT_DELAY, inclusive
+    /// @return platform derived from caller and salt, so the number can never be someone else's
+    function registerPlatform(bytes32 salt, address payout, address meter, uint32 exitDelay)
+        external
+        returns (uint128 platform);
+
+    /// @notice Adds a meter. Platform owner only. A key that was ever a meter of the platform is refused.
+    function addMeter(uint128 platform, address meter) external;
+
+    /// @notice Retires a meter at once. Platform owner only. Receipts it signed before stay verifiable.
+    /// @param compromisedSince 0, or a second from the meter's addition to now (inclusive) since when its
+    ///        signatures are void
+    function retireMeter(uint128 platform, address meter, uint40 compromisedSince) external;
+
+    /// @notice Sets which limits bind an account of the platform. Platform owner only. Takes effect at once.
+    /// @dev What was spent in the current window stays counted; when the window's length changes, it counts
+    ///      in full against the new current window.
+    /// @param limits LIMIT_* bits of the limits that exist; 0 removes all. A flagged limit of 0 refuses.
+    /// @param policy values; those without their flag must be zero
+    function setPolicy(uint128 platform, bytes32 account, uint8 limits, Policy calldata policy) external;
+
+    // ─────────────────────────────────────────── Money in ────────────────────────────────────────────
+    // Whoever pays decides platform and account; a submitter never does.
+    // Every way credits what the vault's token balance grew by.
+
+    /// @notice Pulls `tokens` from the caller into an account.
+    /// @param owner the user's wallet, or address(0) for an account the platform holds
+    /// @return account derived from platform, owner and label
+    function deposit(uint128 platform, address owner, bytes32 label, uint256 tokens)
+        external
+        returns (bytes32 account);
+
+    /// @notice Deposits with an EIP-3009 `receiveWithAuthorization` that `payer` signed; anyone may submit.
+    /// @dev The authorization's nonce is `depositNonce(platform, owner, label, salt)`, which binds it to one
+    ///      account; its `to` is the vault.
+    /// @param signature what the token takes: 65 bytes r ‖ s ‖ v, or an ERC-1271 signature
+    function depositWithAuthorization(
+        uint128 platform,
+        address owner,
+        bytes32 label,
+        address payer,
+        uint256 tokens,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 salt,
+        bytes calldata signature
+    ) external returns (bytes32 account);
+
+    /// @notice Moves everything that was sent to `depositAddress(platform, owner, label)` into that account.
+    ///         Anyone may call.
+    function sweep(uint128 platform, address owner, bytes32 label) external returns (bytes32 account);
+
+    // ────────────────────────────────────────── Settlement ───────────────────────────────────────────
+
+    /// @notice Settles a batch of charges that a meter of the platform has signed. Anyone may submit.
+    /// @dev An id already used is skipped without an event; a charge that its account cannot bear emits
+    ///      `ChargeRejected` and leaves its id unused. Draws on the balance first, then on an exit that has
+    ///      not matured. Makes no external call and never reverts on the state of an account.
+    /// @param charges 1 to MAX_CHARGES
+    /// @param deadline last second at which the batch may be settled (inclusive), at most MAX_DEADLINE ahead
+    /// @param meterSignature 65 bytes r ‖ s ‖ v over `hashSettlement(platform, charges, deadline)`, low s
+    function settle(
+        uint128 platform,
+        Charge[] calldata charges,
+        uint40 deadline,
+        bytes calldata meterSignature
+    ) external;
+
+    // ─────────────────────────────────────────── Money out ───────────────────────────────────────────
+
+    /// @notice Starts taking credit out, or adds to it: the timer restarts for the whole.
+    ///         Account owner only (for platform-held accounts: the platform's owner).
+    /// @param tokens token base units
+    function requestExit(uint128 platform, address owner, bytes32 label, uint256 tokens) external;
+
+    /// @notice Returns the whole pending or matured exit to the balance. Account owner only.
+    function cancelExit(uint128 platform, address owner, bytes32 label) external;
+
+    /// @notice Sends a matured exit to `to`. Account owner only. Nothing can stop it but the token itself.
+    /// @param to not zero, the vault or the token
+    function finalizeExit(uint128 platform, address owner, bytes32 label, address to) external;
+
+    /// @notice Sends earnings to the payout address. Platform owner only.
+    /// @param tokens token base units
+    function withdrawEarnings(uint128 platform, uint256 tokens) external;
+
+    // ─────────────────────────────────────────── Reading ─────────────────────────────────────────────
+
+    /// @notice Checks a receipt: digest, signer, the signer's validity, and whether its charge id is used.
+    /// @param signature 65 bytes r ‖ s ‖ v, low s
+    function verifyReceipt(UsageReceipt calldata receipt, bytes calldata signature)
+        external
+        view
+        returns (ReceiptCheck memory);
+
+    /// @notice EIP-712 digest that a meter signs for a batch:
+    ///         `Settlement(uint128 platform,Charge[] charges,uint40 deadline)`.
+    function hashSettlement(uint128 platform, Charge[] calldata charges, uint40 deadline)
+        external
+        view
+        returns (bytes32);
+
+    function platformOf(uint128 platform) external view returns (PlatformView memory);
+    function meterOf(uint128 platform, address meter) external view returns (MeterView memory);
+    function accountOf(uint128 platform, bytes32 account) external view returns (AccountView memory);
+
+    /// @notice Whether the charge id is used: it was charged, once, or voided.
+    function isSettled(uint128 platform, uint64 id) external view returns (bool);
+
+    /// @notice `uint128(uint256(keccak256(abi.encode(registrant, salt))))`.
+    function platformId(address registrant, bytes32 salt) external pure returns (uint128);
+
+    /// @notice `keccak256(abi.encode(platform, owner, label))`.
+    function accountId(uint128 platform, address owner, bytes32 label) external pure returns (bytes32);
+
+    /// @notice EIP-3009 nonce of a deposit: `keccak256(abi.encode(platform, owner, label, salt))`.
+    function depositNonce(uint128 platform, address owner, bytes32 label, bytes32 salt)
+        external
+        pure
+        returns (bytes32);
+
+    /// @notice CREATE2 address of one account: tokens sent there are credited by `sweep`.
+    function depositAddress(uint128 platform, address owner, bytes32 label) external view returns (address);
+
+    /// @notice The 6-decimal token that backs all credit.
+    function token() external view returns (address);
+
+    // solhint-disable func-name-mixedcase
+
+    /// @notice Flag of `Policy.maxPerCharge`: 1.
+    function LIMIT_PER_CHARGE() external view returns (uint8);
+    /// @notice Flag of `Policy.maxPerWindow` and `windowSeconds`: 2.
+    function LIMIT_PER_WINDOW() external view returns (uint8);
+    /// @notice Flag of `Policy.expiresAt`: 4.
+    function LIMIT_EXPIRY() external view returns (uint8);
+    /// @notice 60 seconds.
+    function MIN_WINDOW() external view returns (uint32);
+    /// @notice 1 hour.
+    function MIN_EXIT_DELAY() external view returns (uint32);
+    /// @notice 7 days.
+    function MAX_EXIT_DELAY() external view returns (uint32);
+    /// @notice 1 hour.
+    function MAX_DEADLINE() external view returns (uint32);
+    /// @notice 1,000.
+    function MAX_CHARGES() external view returns (uint256);
+}
