@@ -1,0 +1,222 @@
+"""Every error Waterfall raises on purpose. The docstring is the message; `code` and `status` are the API's.
+
+Messages name what was refused and what to do; `details` are the same facts for machines. No detail is ever a
+secret. Surfaces render these in the caller's own API format.
+"""
+
+from inspect import cleandoc
+from typing import ClassVar
+
+
+class WaterfallError(Exception):
+    """Waterfall could not do this."""
+
+    code: ClassVar[str] = "internal_error"
+    """Stable machine code."""
+    status: ClassVar[int] = 500
+    """HTTP status."""
+
+    def __init__(self, **details: object) -> None:
+        self.details = details
+        super().__init__(cleandoc(type(self).__doc__ or "").replace("\n", " ").format(**details))
+
+    @property
+    def message(self) -> str:
+        """What happened and what to do, in one line."""
+        return str(self)
+
+
+# ── The request is wrong ─────────────────────────────────────────────────────────────────────────────
+
+
+class InvalidRequest(WaterfallError):
+    """{reason}"""
+
+    code = "invalid_request"
+    status = 400
+
+
+class BodyTooLarge(WaterfallError):
+    """The body is larger than the {limit} bytes this gateway accepts."""
+
+    code = "body_too_large"
+    status = 413
+
+
+class InvalidApiKey(WaterfallError):
+    """No valid API key: send 'Authorization: Bearer <key>'."""
+
+    code = "invalid_api_key"
+    status = 401
+
+
+class ApiKeyExpired(WaterfallError):
+    """This API key expired at {expired_at}: ask for a new one."""
+
+    code = "api_key_expired"
+    status = 401
+
+
+class PermissionDenied(WaterfallError):
+    """{reason}"""
+
+    code = "permission_denied"
+    status = 403
+
+
+class AccountNotFound(WaterfallError):
+    """There is no account {account} on this platform."""
+
+    code = "account_not_found"
+    status = 404
+
+
+class ReceiptNotFound(WaterfallError):
+    """There is no receipt {receipt} that this key may read."""
+
+    code = "receipt_not_found"
+    status = 404
+
+
+class ModelNotFound(WaterfallError):
+    """There is no model {model} here: see GET /v1/models."""
+
+    code = "model_not_found"
+    status = 404
+
+
+class ModelNotPriced(WaterfallError):
+    """The model {model} has no price, so no call of it can be billed: add one to waterfall.toml."""
+
+    code = "model_not_priced"
+    status = 400
+
+
+class AccountExists(WaterfallError):
+    """An account with this owner and label exists already: {account}."""
+
+    code = "account_exists"
+    status = 409
+
+
+class IdempotencyConflict(WaterfallError):
+    """This Idempotency-Key was used with another body: use a new key for a new request."""
+
+    code = "idempotency_conflict"
+    status = 409
+
+
+class AlreadyCharged(WaterfallError):
+    """This request ran before and its answer is no longer kept: see receipt {receipt}."""
+
+    code = "already_charged"
+    status = 409
+
+
+class UnsupportedRoute(WaterfallError):
+    """{method} {path} is not served: nothing passes through unbilled."""
+
+    code = "unsupported_route"
+    status = 501
+
+
+# ── The wallet says no ───────────────────────────────────────────────────────────────────────────────
+
+
+class PaymentRequired(WaterfallError):
+    """The call cannot be paid for."""
+
+    code = "payment_required"
+    status = 402
+
+
+class InsufficientFunds(PaymentRequired):
+    """This call may cost up to {required} USD; {available} USD is available. Top the account up."""
+
+    code = "insufficient_funds"
+
+
+class FundsHeld(PaymentRequired):
+    """This call may cost up to {required} USD; {available} USD is available while calls of this account that
+    are still running hold {held} USD. Try again when they have ended."""
+
+    code = "funds_held"
+
+
+class LimitExceeded(PaymentRequired):
+    """This call may cost up to {required} USD; the account's {scope} limit leaves {available} USD."""
+
+    code = "limit_exceeded"
+
+
+class PolicyExpired(PaymentRequired):
+    """The account's spend policy expires at {expires_at}: nothing can be charged to it then."""
+
+    code = "policy_expired"
+
+
+# ── The upstream failed ──────────────────────────────────────────────────────────────────────────────
+
+
+class UpstreamUnavailable(WaterfallError):
+    """The upstream {upstream} cannot be reached: {reason}. Nothing was charged."""
+
+    code = "upstream_unavailable"
+    status = 502
+
+
+class UpstreamInvalid(WaterfallError):
+    """The upstream {upstream} sent an answer that cannot be metered: {reason}."""
+
+    code = "upstream_invalid"
+    status = 502
+
+
+class UpstreamTimeout(WaterfallError):
+    """The upstream {upstream} did not answer within {seconds} seconds."""
+
+    code = "upstream_timeout"
+    status = 504
+
+
+# ── Waterfall cannot be sure, so it refuses ──────────────────────────────────────────────────────────
+
+
+class Unavailable(WaterfallError):
+    """No call can be authorised now: {reason}."""
+
+    code = "unavailable"
+    status = 503
+
+
+class LedgerError(WaterfallError):
+    """The ledger cannot be used: {reason}."""
+
+    code = "ledger_error"
+    status = 503
+
+
+class ChainError(WaterfallError):
+    """The chain cannot be used: {reason}."""
+
+    code = "chain_error"
+    status = 503
+
+
+class LaneHalted(WaterfallError):
+    """Settlement has stopped and needs a person: {reason}."""
+
+    code = "lane_halted"
+    status = 503
+
+
+class SettingsError(WaterfallError):
+    """{reason}"""
+
+    code = "settings_error"
+
+
+class VerificationFailed(WaterfallError):
+    """The receipt does not hold: {reason}."""
+
+    code = "verification_failed"

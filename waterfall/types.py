@@ -1,0 +1,190 @@
+"""The vocabulary as frozen models: what rooms hand to each other, and what JSON shows.
+
+Hex strings are lower case with 0x. Ids beyond 2**53 are decimal strings in JSON, as JavaScript would round them.
+"""
+
+from decimal import Decimal
+from itertools import pairwise
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
+
+from waterfall.money import Usd
+
+Hash32 = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{64}$")]
+"""32 bytes: account ids, digests, hashes of transactions and blocks."""
+
+Address = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{40}$", to_lower=True)]
+"""20 bytes; any case is taken, lower case is kept."""
+
+ZERO_ADDRESS: Address = "0x" + "00" * 20
+
+
+def _int_from_text(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
+
+
+BigInt = Annotated[
+    int,
+    BeforeValidator(_int_from_text),
+    PlainSerializer(str, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+$"}),
+]
+"""An integer that JSON carries as a decimal string."""
+
+
+def _decimal_from_text(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return value
+    if isinstance(value, str):
+        return Decimal(value)
+    raise ValueError('write a price as a decimal string such as "0.15"')
+
+
+Price = Annotated[
+    Decimal,
+    BeforeValidator(_decimal_from_text),
+    Field(ge=0, max_digits=24, decimal_places=12),
+    PlainSerializer(lambda price: format(price.normalize(), "f"), return_type=str),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?$", "title": "USD per million tokens"}),
+]
+"""USD per million tokens, exact to twelve decimals."""
+
+
+class Frozen(BaseModel):
+    """An immutable value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# ── Metering ─────────────────────────────────────────────────────────────────────────────────────────
+
+TokenCount = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+
+
+class Usage(Frozen):
+    """What one call used, in tokens, as the provider reported it."""
+
+    input_tokens: TokenCount
+    """All input, cached included."""
+    cached_input_tokens: TokenCount = 0
+    output_tokens: TokenCount
+    """All output, reasoning included."""
+    reasoning_tokens: TokenCount = 0
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.cached_input_tokens > self.input_tokens:
+            raise ValueError("more cached than input tokens")
+        if self.reasoning_tokens > self.output_tokens:
+            raise ValueError("more reasoning than output tokens")
+        return self
+
+
+class Rates(Frozen):
+    """Prices that apply to a whole call once its input is longer than `above_input_tokens`."""
+
+    above_input_tokens: TokenCount = 0
+    input_usd_per_mtok: Price
+    cached_input_usd_per_mtok: Price
+    output_usd_per_mtok: Price
+
+
+class RateCard(Frozen):
+    """What the tokens of one model cost. Its hash is the receipt's `priceId`, so that anyone can recompute."""
+
+    model: str
+    """The name callers use."""
+    source: str
+    """Where the prices come from, for people."""
+    rates: tuple[Rates, ...] = Field(min_length=1)
+    """Ascending by `above_input_tokens`, from 0."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        steps = [rates.above_input_tokens for rates in self.rates]
+        if steps[0] != 0 or any(a >= b for a, b in pairwise(steps)):
+            raise ValueError("rates must ascend from above_input_tokens = 0")
+        return self
+
+
+# ── Receipts and charges ─────────────────────────────────────────────────────────────────────────────
+
+
+class UsageReceipt(Frozen):
+    """What the meter says of one call: the EIP-712 struct of the vault's interface, field by field."""
+
+    platform: BigInt
+    account: Hash32
+    charge_id: BigInt
+    request_hash: Hash32
+    """keccak256 of the request body as the gateway received it."""
+    response_hash: Hash32
+    """keccak256 of the answer as the upstream sent it."""
+    model: str
+    input_tokens: TokenCount
+    cached_input_tokens: TokenCount
+    output_tokens: TokenCount
+    reasoning_tokens: TokenCount
+    usage_hash: Hash32
+    """keccak256 of the provider's usage object as RFC 8785 JSON."""
+    price_id: Hash32
+    """keccak256 of the rate card as RFC 8785 JSON."""
+    amount: Usd
+    issued_at: int
+    """Unix seconds."""
+    complete: bool
+    """False when the answer was cut, so that the usage is not the provider's last word."""
+
+
+class SignedReceipt(Frozen):
+    """A receipt with everything needed to check it: domain, signature, provider's usage and rate card."""
+
+    id: str
+    """Random, 128 bits, hex: the name under which the gateway serves it."""
+    chain_id: int
+    vault: Address
+    receipt: UsageReceipt
+    digest: Hash32
+    """EIP-712 digest: the `receiptHash` of the charge."""
+    meter: Address
+    signature: Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{130}$")]
+    usage: dict[str, Any] | None
+    """The provider's usage object; null when the answer was cut before it."""
+    rate_card: RateCard | None
+    """Null for charges whose amount the platform gave."""
+
+
+class Charge(Frozen):
+    """One debit of one account, as the vault settles it."""
+
+    account: Hash32
+    id: BigInt
+    amount: Usd
+    receipt_hash: Hash32
+
+
+class Policy(Frozen):
+    """Limits the platform puts on an account. An absent limit does not exist; a limit of 0 refuses."""
+
+    max_per_charge: Usd | None = Field(default=None, ge=0, lt=2**80)
+    max_per_window: Usd | None = Field(default=None, ge=0, lt=2**80)
+    window_seconds: int | None = Field(default=None, ge=60, lt=2**32)
+    """Length of the fixed windows of block time that `max_per_window` counts in."""
+    expires_at: int | None = Field(default=None, ge=0, lt=2**40)
+    """Unix second from which nothing may be charged."""
+
+    @model_validator(mode="after")
+    def _window_is_whole(self) -> Self:
+        if (self.max_per_window is None) != (self.window_seconds is None):
+            raise ValueError("max_per_window and window_seconds belong together")
+        return self
