@@ -92,7 +92,7 @@ interface ICreditVault {
         uint96 earnings;
     }
 
-    struct MeterView {
+    struct Meter {
         /// @dev First second of validity, inclusive; 0 if never added.
         uint40 addedAt;
         /// @dev First second after validity, exclusive; 0 while valid.
@@ -329,7 +329,7 @@ interface ICreditVault {
         returns (bytes32);
 
     function platformOf(uint128 platform) external view returns (PlatformView memory);
-    function meterOf(uint128 platform, address meter) external view returns (MeterView memory);
+    function meterOf(uint128 platform, address meter) external view returns (Meter memory);
     function accountOf(uint128 platform, bytes32 account) external view returns (AccountView memory);
 
     /// @notice Whether the charge id is used: it was charged, once, or voided.
