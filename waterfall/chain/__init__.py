@@ -1,0 +1,1 @@
+"""The only room that speaks JSON-RPC: endpoints, fees, transactions, the typed vault."""

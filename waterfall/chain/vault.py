@@ -1,0 +1,260 @@
+"""The vault as Python: calls to read it, calldata to change it.
+
+Source: contracts/interfaces/ICreditVault.sol.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from eth_abi.abi import decode, encode
+from eth_hash.auto import keccak
+
+from waterfall.chain.events import Event, Position
+from waterfall.chain.events import decode as decode_log
+from waterfall.chain.rpc import Rpc
+from waterfall.types import Charge, Policy, UsageReceipt
+
+LIMIT_PER_CHARGE, LIMIT_PER_WINDOW, LIMIT_EXPIRY = 1, 2, 4
+MAX_CHARGES = 1000
+
+_POLICY = "(uint80,uint80,uint32,uint40)"
+_RECEIPT = "(uint128,bytes32,uint64,bytes32,bytes32,string,uint64,uint64,uint64,uint64,bytes32,bytes32,uint96,uint40,bool)"
+
+
+@cache
+def _selector(signature: str) -> bytes:
+    return keccak(signature.encode())[:4]
+
+
+def _call(signature: str, *arguments: Any) -> bytes:
+    types = _argument_types(signature)
+    return _selector(signature) + encode(types, [_bytes(value) for value in arguments])
+
+
+@cache
+def _argument_types(signature: str) -> tuple[str, ...]:
+    """Top-level argument types of a function's signature."""
+    types, depth, word = [], 0, ""
+    for character in signature[signature.index("(") + 1 : -1]:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            types.append(word)
+            word = ""
+        else:
+            word += character
+    return tuple([*types, word] if word else types)
+
+
+def _bytes(value: Any) -> Any:
+    """Our hex strings of 32 bytes as eth_abi takes them; addresses it takes as text."""
+    return bytes.fromhex(value[2:]) if isinstance(value, str) and len(value) == 66 else value  # noqa: PLR2004
+
+
+# ── Calldata ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def settle(platform: int, charges: Sequence[Charge], deadline: int, meter_signature: bytes) -> bytes:
+    """Calldata of `settle`, joined word by word: eth_abi takes 60 times as long for 500 charges."""
+    head = 4 * 32
+    body = b"".join(
+        bytes.fromhex(charge.account[2:])
+        + charge.id.to_bytes(32, "big")
+        + charge.amount.to_bytes(32, "big")
+        + bytes.fromhex(charge.receipt_hash[2:])
+        for charge in charges
+    )
+    return b"".join(
+        (
+            _selector("settle(uint128,(bytes32,uint64,uint96,bytes32)[],uint40,bytes)"),
+            platform.to_bytes(32, "big"),
+            head.to_bytes(32, "big"),
+            deadline.to_bytes(32, "big"),
+            (head + 32 + len(body)).to_bytes(32, "big"),
+            len(charges).to_bytes(32, "big"),
+            body,
+            len(meter_signature).to_bytes(32, "big"),
+            meter_signature.ljust(96, b"\0"),
+        )
+    )
+
+
+def settle_gas(charges: int) -> int:
+    """A gas limit no batch of dense ids reaches: measured worst 12,700 a charge, 22,000 for a fresh word of ids."""
+    return 150_000 + 20_000 * charges
+
+
+def set_policy(platform: int, account: str, policy: Policy) -> bytes:
+    """Calldata of `setPolicy`."""
+    limits = (
+        LIMIT_PER_CHARGE * (policy.max_per_charge is not None)
+        | LIMIT_PER_WINDOW * (policy.max_per_window is not None)
+        | LIMIT_EXPIRY * (policy.expires_at is not None)
+    )
+    values = (
+        policy.max_per_charge or 0,
+        policy.max_per_window or 0,
+        policy.window_seconds or 0,
+        policy.expires_at or 0,
+    )
+    return _call(f"setPolicy(uint128,bytes32,uint8,{_POLICY})", platform, account, limits, values)
+
+
+SET_POLICY_GAS = 150_000
+
+
+def sweep(platform: int, owner: str, label_hash: str) -> bytes:
+    """Calldata of `sweep`."""
+    return _call("sweep(uint128,address,bytes32)", platform, owner, label_hash)
+
+
+SWEEP_GAS = 300_000
+
+
+def deposit(platform: int, owner: str, label_hash: str, tokens: int) -> bytes:
+    """Calldata of `deposit`; `tokens` in token base units."""
+    return _call("deposit(uint128,address,bytes32,uint256)", platform, owner, label_hash, tokens)
+
+
+def register_platform(salt: str, payout: str, meter: str, exit_delay: int) -> bytes:
+    """Calldata of `registerPlatform`; `exit_delay` in seconds."""
+    return _call("registerPlatform(bytes32,address,address,uint32)", salt, payout, meter, exit_delay)
+
+
+# ── Ids ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def account_id(platform: int, owner: str, label_hash: str) -> str:
+    """`keccak256(abi.encode(platform, owner, label))`."""
+    return (
+        "0x" + keccak(encode(("uint128", "address", "bytes32"), (platform, owner, _bytes(label_hash)))).hex()
+    )
+
+
+def platform_id(registrant: str, salt: str) -> int:
+    """`uint128(uint256(keccak256(abi.encode(registrant, salt))))`."""
+    return int.from_bytes(keccak(encode(("address", "bytes32"), (registrant, _bytes(salt))))[16:], "big")
+
+
+# ── Reading ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformView:
+    """A platform as the vault holds it; `earnings` in credit units, `exit_delay` in seconds."""
+
+    owner: str
+    payout: str
+    exit_delay: int
+    earnings: int
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """A meter's validity, block time; zero where the interface says so."""
+
+    added_at: int
+    retired_at: int
+    compromised_since: int
+
+
+@dataclass(frozen=True, slots=True)
+class AccountView:
+    """An account as the vault holds it; amounts in credit units."""
+
+    balance: int
+    spent_in_window: int
+    window: int
+    entries: int
+    limits: int
+    policy: Policy
+    exit_amount: int
+    exit_matures_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptCheck:
+    """What the vault says of a receipt and its signature."""
+
+    digest: str
+    signer: str
+    valid_at_issue: bool
+    valid_now: bool
+    used: bool
+
+
+class Vault:
+    """One vault on one chain, for reading."""
+
+    def __init__(self, rpc: Rpc, address: str) -> None:
+        self.rpc = rpc
+        self.address = address
+
+    async def platform(self, platform: int) -> PlatformView:
+        """The platform; its owner is the zero address where there is none."""
+        return PlatformView(
+            *await self._read("platformOf(uint128)", ("(address,address,uint32,uint96)",), platform)
+        )
+
+    async def meter(self, platform: int, meter: str) -> Meter:
+        """A key's validity as a meter of the platform."""
+        return Meter(
+            *await self._read("meterOf(uint128,address)", ("(uint40,uint40,uint40)",), platform, meter)
+        )
+
+    async def account(self, platform: int, account: str, block: str = "latest") -> AccountView:
+        """The account at a block ("latest", or a hex number)."""
+        values = await self._read(
+            "accountOf(uint128,bytes32)",
+            (f"(uint96,uint80,uint32,uint40,uint8,{_POLICY},uint96,uint40)",),
+            platform,
+            account,
+            block=block,
+        )
+        return AccountView(*values[:4], values[4], policy_of(values[4], *values[5]), *values[6:])
+
+    async def token(self) -> str:
+        """Address of the token that backs all credit."""
+        return str(await self._read("token()", ("address",)))
+
+    async def deposit_address(self, platform: int, owner: str, label_hash: str) -> str:
+        """Where tokens sent are credited to the account by `sweep`."""
+        return str(
+            await self._read(
+                "depositAddress(uint128,address,bytes32)", ("address",), platform, owner, label_hash
+            )
+        )
+
+    async def verify_receipt(self, receipt: UsageReceipt, signature: bytes) -> ReceiptCheck:
+        """The vault's own check of a receipt."""
+        fields = tuple(_bytes(value) for value in receipt.model_dump().values())
+        digest, *rest = await self._read(
+            f"verifyReceipt({_RECEIPT},bytes)", ("(bytes32,address,bool,bool,bool)",), fields, signature
+        )
+        return ReceiptCheck("0x" + digest.hex(), *rest)
+
+    async def logs(self, **criteria: Any) -> list[tuple[Position, Event]]:
+        """The vault's events, by `fromBlock` and `toBlock`, or `blockHash`, and `topics`."""
+        found = await self.rpc.call("eth_getLogs", {"address": self.address, **criteria})
+        return [decoded for log in found if (decoded := decode_log(log)) is not None]
+
+    async def _read(
+        self, signature: str, types: tuple[str, ...], *arguments: Any, block: str = "latest"
+    ) -> Any:
+        call: Mapping[str, str] = {"to": self.address, "data": "0x" + _call(signature, *arguments).hex()}
+        result = bytes.fromhex((await self.rpc.call("eth_call", call, block))[2:])
+        return decode(types, result)[0]
+
+
+def policy_of(
+    limits: int, max_per_charge: int, max_per_window: int, window_seconds: int, expires_at: int
+) -> Policy:
+    """A policy from the vault's flags and values."""
+    windowed = limits & LIMIT_PER_WINDOW
+    return Policy(
+        max_per_charge=max_per_charge if limits & LIMIT_PER_CHARGE else None,
+        max_per_window=max_per_window if windowed else None,
+        window_seconds=window_seconds if windowed else None,
+        expires_at=expires_at if limits & LIMIT_EXPIRY else None,
+    )

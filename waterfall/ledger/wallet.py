@@ -1,0 +1,108 @@
+"""What one account can spend: pure arithmetic over one row, the check that keeps promise 1."""
+
+from dataclasses import dataclass
+
+from waterfall.errors import FundsHeld, InsufficientFunds, LimitExceeded, PolicyExpired
+from waterfall.metering.prices import Bound
+from waterfall.money import format_usd
+from waterfall.types import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Wallet:
+    """An account's money as the ledger knows it; amounts in credit units."""
+
+    account: str
+    balance: int
+    """On the chain."""
+    pending: int
+    """The part of `balance` whose arrival is not final yet."""
+    held: int
+    """Open holds."""
+    unsettled: int
+    """Captured, and not seen on the chain yet."""
+    window: int
+    spent: int
+    """Charged on the chain in window number `window`."""
+    policies: tuple[Policy, ...]
+    """All that bind: the one on the chain, one that is asked for, those whose loosening is not final."""
+
+    @property
+    def available(self) -> int:
+        """What a new call may use; never negative."""
+        return max(0, self.balance - self.pending - self.unsettled - self.held)
+
+    @property
+    def after_charges(self) -> int:
+        """The balance once everything captured has settled."""
+        return self.balance - self.unsettled
+
+    def left_in_window(self, policy: Policy, block_time: int) -> int | None:
+        """What a policy's window still permits, or None where it has none.
+
+        Windows follow block time. What is held or unsettled may land in this window or the next, so it
+        counts against both.
+        """
+        if policy.max_per_window is None or policy.window_seconds is None:
+            return None
+        turned = block_time // policy.window_seconds > self.window
+        spent = 0 if turned else self.spent
+        return max(0, policy.max_per_window - spent - self.unsettled - self.held)
+
+
+def authorise(wallet: Wallet, bound: Bound, block_time: int, expiry_margin: int) -> tuple[int, int]:
+    """Decide whether a call may run.
+
+    Args:
+        wallet: the account, read in the same transaction that will write the hold.
+        bound: the call's provable maximum.
+        block_time: timestamp of the newest block known.
+        expiry_margin: seconds before a policy's expiry in which it counts as expired, so that what is
+            held now still settles in time.
+
+    Returns:
+        How much output the call may produce, in tokens, and the amount to hold.
+
+    Raises:
+        PaymentRequired: what was exceeded, by how much.
+    """
+    tokens = bound.affordable_output_tokens(wallet.available)
+    if tokens is None:
+        raise _short_of_funds(wallet, bound)
+    for policy in wallet.policies:
+        if policy.expires_at is not None and block_time + expiry_margin >= policy.expires_at:
+            raise PolicyExpired(account=wallet.account, expires_at=policy.expires_at)
+        limits = {
+            "per_charge": policy.max_per_charge,
+            "per_window": wallet.left_in_window(policy, block_time),
+        }
+        for scope, left in limits.items():
+            if left is None:
+                continue
+            within = bound.affordable_output_tokens(left)
+            if within is None:
+                raise LimitExceeded(
+                    account=wallet.account,
+                    scope=scope,
+                    required=format_usd(bound.amount(bound.least_output_tokens)),
+                    maximum=format_usd(bound.amount(bound.output_tokens)),
+                    available=format_usd(left),
+                    balance=format_usd(wallet.after_charges),
+                )
+            tokens = min(tokens, within)
+    return tokens, bound.amount(tokens)
+
+
+def _short_of_funds(wallet: Wallet, bound: Bound) -> InsufficientFunds | FundsHeld:
+    required = bound.amount(bound.least_output_tokens)
+    facts = {
+        "account": wallet.account,
+        "required": format_usd(required),
+        "maximum": format_usd(bound.amount(bound.output_tokens)),
+        "available": format_usd(wallet.available),
+        "balance": format_usd(wallet.after_charges),
+        "held": format_usd(wallet.held),
+    }
+    if required <= wallet.balance - wallet.pending - wallet.unsettled:
+        return FundsHeld(**facts)
+    return InsufficientFunds(**facts)

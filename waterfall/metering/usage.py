@@ -1,0 +1,47 @@
+"""What providers report, as one `Usage`. Their differences are settled here and nowhere else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from waterfall.errors import WaterfallError
+from waterfall.types import Usage
+
+
+class UsageUnreadable(WaterfallError):
+    """The provider's usage object cannot be read: {reason}."""
+
+    code = "usage_unreadable"
+
+
+def from_openai_chat(usage: Any) -> Usage:
+    """Read `usage` of a chat completion: `prompt_tokens` includes the cached ones.
+
+    An explicit zero stays zero; a missing count is an error, never a zero.
+
+    Source: https://platform.openai.com/docs/api-reference/chat/object
+
+    Raises:
+        UsageUnreadable: absent, or counts that contradict each other.
+    """
+    if not isinstance(usage, Mapping):
+        raise UsageUnreadable(reason="it is missing")
+    try:
+        return Usage(
+            input_tokens=usage["prompt_tokens"],
+            cached_input_tokens=_detail(usage, "prompt_tokens_details", "cached_tokens"),
+            output_tokens=usage["completion_tokens"],
+            reasoning_tokens=_detail(usage, "completion_tokens_details", "reasoning_tokens"),
+        )
+    except KeyError as error:
+        raise UsageUnreadable(reason=f"{error.args[0]} is missing") from None
+    except ValidationError as error:
+        raise UsageUnreadable(reason=error.errors()[0]["msg"]) from None
+
+
+def _detail(usage: Mapping[str, Any], group: str, name: str) -> Any:
+    """A count that providers may leave out, or send as null, when it is zero."""
+    details = usage.get(group)
+    value = details.get(name) if isinstance(details, Mapping) else None
+    return 0 if value is None else value
