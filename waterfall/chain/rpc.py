@@ -1,6 +1,5 @@
 """JSON-RPC to one chain. Failures are told apart: the node said no (`RpcError`), or nobody knows (`RpcUnavailable`)."""
 
-import asyncio
 from typing import Any
 
 import aiohttp
@@ -42,16 +41,17 @@ class Rpc:
         """
         try:
             response = await self.provider.make_request(RPCEndpoint(method), list(parameters))
-        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
             reason = str(error) or type(error).__name__
             raise RpcUnavailable(endpoint=self.url, reason=reason, method=method) from error
-        if not isinstance(response, dict) or ("error" not in response and "result" not in response):
-            raise RpcUnavailable(endpoint=self.url, reason="its answer is not JSON-RPC", method=method)
         error_ = response.get("error")
         if error_ is not None:
-            message = error_.get("message", "") if isinstance(error_, dict) else str(error_)
-            data = error_.get("data") if isinstance(error_, dict) else None
+            message, data = (
+                (error_, None) if isinstance(error_, str) else (error_["message"], error_.get("data"))
+            )
             raise RpcError(method=method, reason=message, data=data)
+        if "result" not in response:
+            raise RpcUnavailable(endpoint=self.url, reason="its answer is not JSON-RPC", method=method)
         return response["result"]
 
     async def close(self) -> None:

@@ -6,7 +6,7 @@ Source: https://eips.ethereum.org/EIPS/eip-1559
 from dataclasses import dataclass
 from enum import StrEnum
 
-from eth_account.typed_transactions import TypedTransaction
+from eth_account.typed_transactions.typed_transaction import TypedTransaction
 from eth_hash.auto import keccak
 
 from waterfall.chain.rpc import Rpc, RpcError, RpcUnavailable

@@ -212,7 +212,8 @@ class Vault:
             account,
             block=block,
         )
-        return AccountView(*values[:4], values[4], policy_of(values[4], *values[5]), *values[6:])
+        *slot, limits, policy, exit_amount, exit_matures_at = values
+        return AccountView(*slot, limits, policy_of(limits, *policy), exit_amount, exit_matures_at)
 
     async def token(self) -> str:
         """Address of the token that backs all credit."""
