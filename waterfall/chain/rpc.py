@@ -40,14 +40,16 @@ class Rpc:
             RpcError: the node's own error; `details["data"]` carries revert data where it sent any.
         """
         try:
-            response = await self.provider.make_request(RPCEndpoint(method), list(parameters))
+            response: Any = await self.provider.make_request(RPCEndpoint(method), list(parameters))
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
             reason = str(error) or type(error).__name__
             raise RpcUnavailable(endpoint=self.url, reason=reason, method=method) from error
         error_ = response.get("error")
         if error_ is not None:
             message, data = (
-                (error_, None) if isinstance(error_, str) else (error_["message"], error_.get("data"))
+                (str(error_), None)
+                if not isinstance(error_, dict)
+                else (error_["message"], error_.get("data"))
             )
             raise RpcError(method=method, reason=message, data=data)
         if "result" not in response:

@@ -137,6 +137,22 @@ def platform_id(registrant: str, salt: str) -> int:
     return int.from_bytes(keccak(encode(("address", "bytes32"), (registrant, _bytes(salt))))[16:], "big")
 
 
+_CLONE_HEAD = bytes.fromhex("3d602d80600a3d3981f3363d3d373d3d3d363d73")
+_CLONE_TAIL = bytes.fromhex("5af43d82803e903d91602b57fd5bf3")
+_ACCOUNT_SALT_TAG = keccak(b"waterfall.deposit-address.account")
+
+
+def deposit_address(vault: str, account: str) -> str:
+    """CREATE2 address of an account's deposit address: an EIP-1167 clone of the first contract the vault made.
+
+    Sources: EIP-1014, EIP-1167.
+    """
+    implementation = keccak(b"\xd6\x94" + bytes.fromhex(vault[2:]) + b"\x01")[12:]  # RLP of (vault, nonce 1)
+    code_hash = keccak(_CLONE_HEAD + implementation + _CLONE_TAIL)
+    salt = keccak(_ACCOUNT_SALT_TAG + _bytes(account))
+    return "0x" + keccak(b"\xff" + bytes.fromhex(vault[2:]) + salt + code_hash)[12:].hex()
+
+
 # ── Reading ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -212,20 +228,14 @@ class Vault:
             account,
             block=block,
         )
-        *slot, limits, policy, exit_amount, exit_matures_at = values
-        return AccountView(*slot, limits, policy_of(limits, *policy), exit_amount, exit_matures_at)
+        balance, spent, window, entries, limits, policy, exit_amount, exit_matures_at = values
+        return AccountView(
+            balance, spent, window, entries, limits, policy_of(limits, *policy), exit_amount, exit_matures_at
+        )
 
     async def token(self) -> str:
         """Address of the token that backs all credit."""
         return str(await self._read("token()", ("address",)))
-
-    async def deposit_address(self, platform: int, owner: str, label_hash: str) -> str:
-        """Where tokens sent are credited to the account by `sweep`."""
-        return str(
-            await self._read(
-                "depositAddress(uint128,address,bytes32)", ("address",), platform, owner, label_hash
-            )
-        )
 
     async def verify_receipt(self, receipt: UsageReceipt, signature: bytes) -> ReceiptCheck:
         """The vault's own check of a receipt."""

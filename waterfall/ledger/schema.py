@@ -67,15 +67,15 @@ wallets = _table(
     _column("expires_at", sa.Integer, nullable=True),  # block time
     _column("window", sa.Integer, server_default="0"),
     _money("spent"),  # in window number `window`
-    _column("superseded", nullable=True),  # JSON: policies whose loosening is not final yet
+    _column("superseded", nullable=True),  # JSON: policies that still bind, as their loosening is not final
     # Reservations: what the chain does not know yet.
     _money("held"),
     _money("unsettled"),
     _column("wanted", nullable=True),  # JSON: a policy asked for and not yet seen on the chain
 )
-PROJECTED = (
+# What an undo row keeps; `pending` and `superseded` follow from `raises` instead.
+UNDONE = (
     "balance",
-    "pending",
     "exit_amount",
     "exit_matures_at",
     "entries",
@@ -85,7 +85,6 @@ PROJECTED = (
     "expires_at",
     "window",
     "spent",
-    "superseded",
 )
 
 api_keys = _table(
@@ -231,14 +230,15 @@ undo = _table(
     "undo",
     _column("block", sa.Integer, primary_key=True),
     _column("account", primary_key=True),
-    _column("before"),  # JSON of the PROJECTED columns
+    _column("before"),  # JSON of the UNDONE columns
 )
 
-# Credit that arrived in a block that is not final yet.
+# What loosened a wallet in a block that does not count yet: credit that arrived, or a policy that was replaced.
 raises = _table(
     "raises",
     _column("block", sa.Integer, primary_key=True),
     _column("log_index", sa.Integer, primary_key=True),
     _column("account"),
-    _column("amount", Units),
+    _money("amount"),
+    _column("superseded", nullable=True),  # JSON of the policy before
 )

@@ -1,0 +1,327 @@
+"""The chain's view of accounts, derived only from the vault's events, block by block, and undone block by block.
+
+What lowers an account counts at first sight; what raises it counts once its block is as final as configured.
+One transaction applies a block's events and takes the charges they settle out of `unsettled`.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from waterfall.chain import events as chain
+from waterfall.chain.vault import policy_of
+from waterfall.ledger import schema
+from waterfall.ledger.journal import SEQUENCE_BITS, now_ms
+from waterfall.ledger.writer import Transaction
+from waterfall.types import Policy
+
+_SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block's place in the chain; `timestamp` is block time."""
+
+    number: int
+    hash: str
+    timestamp: int
+
+
+Events = Sequence[tuple[chain.Position, chain.Event]]
+
+
+class Projection:
+    """Applies blocks within one transaction of the writer."""
+
+    def __init__(self, tx: Transaction, platform: int, spendable: int) -> None:
+        """A projection to write with.
+
+        Args:
+            tx: the transaction.
+            platform: whose accounts these are.
+            spendable: the newest block whose raises count already.
+        """
+        self._tx = tx
+        self._platform = platform
+        self._spendable = spendable
+        self.mismatches: list[str] = []
+        """What the chain holds against the journal: to be shown to a person."""
+
+    def apply(self, block: Block, events: Events) -> None:
+        """Apply one block's events, in their order."""
+        wallets: dict[str, dict[str, Any]] = {}
+        for position, event in events:
+            if getattr(event, "platform", self._platform) != self._platform:
+                continue
+            account = getattr(event, "account", None)
+            if isinstance(event, chain.Deposited):
+                self._open_account(event)
+            if account is not None:
+                wallet = wallets.get(account) or self._read(account)
+                if (
+                    wallet is None
+                ):  # another platform's: every account of ours was opened by its first deposit
+                    continue
+                wallets[account] = wallet
+                self._apply(block, position, event, wallet)
+            self._keep(block, position, event)
+        for account, wallet in wallets.items():
+            self._write(block, account, wallet)
+        self._tx.run(
+            schema.blocks.insert().prefix_with("OR REPLACE"),
+            {"number": block.number, "hash": block.hash, "timestamp": block.timestamp},
+        )
+
+    def _apply(
+        self, block: Block, position: chain.Position, event: chain.Event, wallet: dict[str, Any]
+    ) -> None:
+        match event:
+            case chain.Deposited():
+                wallet["balance"] += event.amount
+                self._raise(position, event.account, wallet, amount=event.amount)
+            case chain.PolicySet():
+                self._set_policy(block, position, event, wallet)
+            case chain.Charged():
+                self._charge(block, position, event, wallet)
+            case chain.ExitDrawn():
+                wallet["balance"] += event.amount
+                wallet["exit_amount"] -= event.amount
+            case chain.ChargeRejected():
+                self._settle(event.id, "rejected", block, position, reason=event.reason.name.lower())
+            case chain.ExitRequested():
+                wallet["balance"] -= event.amount
+                wallet["exit_amount"] = event.total
+                wallet["exit_matures_at"] = event.matures_at
+            case chain.ExitCancelled():
+                wallet["balance"] += event.amount
+                wallet["exit_amount"] = wallet["exit_matures_at"] = 0
+                self._raise(position, event.account, wallet, amount=event.amount)
+            case chain.ExitFinalized():
+                wallet["balance"] += event.remainder
+                wallet["exit_amount"] = wallet["exit_matures_at"] = 0
+            case _:
+                pass
+        wallet["entries"] = getattr(event, "entry", wallet["entries"])
+
+    def _charge(
+        self, block: Block, position: chain.Position, event: chain.Charged, wallet: dict[str, Any]
+    ) -> None:
+        wallet["balance"] -= event.amount
+        if wallet["window_seconds"] is not None:
+            window = block.timestamp // wallet["window_seconds"]
+            wallet["spent"] = event.amount + (wallet["spent"] if window == wallet["window"] else 0)
+            wallet["window"] = window
+        meant = self._settle(event.id, "settled", block, position)
+        if meant is None:
+            return
+        if meant.state in {"queued", "batched", "rejected"}:
+            wallet["unsettled"] -= meant.amount
+        if (meant.account, meant.amount, meant.digest) != (event.account, event.amount, event.receipt_hash):
+            self.mismatches.append(
+                f"charge {event.id} is on the chain as {event.amount} of {event.account} with receipt "
+                f"{event.receipt_hash}, in the journal as {meant.amount} of {meant.account} with {meant.digest}"
+            )
+
+    def _settle(
+        self, id_: int, state: str, block: Block, position: chain.Position, reason: str | None = None
+    ) -> Any:
+        """Move the journal's charge of this id; the row as it was, or None if this ledger never made it."""
+        table = schema.charges
+        row = self._tx.run(
+            sa.select(table.c.account, table.c.amount, table.c.digest, table.c.state).where(
+                table.c.sequence == id_ & _SEQUENCE_MASK, table.c.epoch == id_ >> SEQUENCE_BITS
+            )
+        ).one_or_none()
+        if row is not None:
+            values = {
+                "state": state,
+                "reason": reason,
+                "block": block.number,
+                "tx_hash": position.tx_hash,
+                "settled_at": now_ms(),
+            }
+            self._tx.run(table.update().where(table.c.sequence == id_ & _SEQUENCE_MASK).values(**values))
+        return row
+
+    def _set_policy(
+        self, block: Block, position: chain.Position, event: chain.PolicySet, wallet: dict[str, Any]
+    ) -> None:
+        before = _policy(wallet)
+        after = policy_of(
+            event.limits, event.max_per_charge, event.max_per_window, event.window_seconds, event.expires_at
+        )
+        # As the vault does: what was spent in the current window stays counted.
+        spent = 0
+        if before.window_seconds is not None and wallet["window"] == block.timestamp // before.window_seconds:
+            spent = wallet["spent"]
+        windowed = after.window_seconds is not None
+        wallet["spent"] = spent if windowed else 0
+        wallet["window"] = block.timestamp // after.window_seconds if after.window_seconds else 0
+        wallet |= after.model_dump()
+        self._raise(position, event.account, wallet, superseded=before if _loosens(before, after) else None)
+        if wallet["wanted"] is not None and Policy.model_validate_json(wallet["wanted"]) == after:
+            wallet["wanted"] = None
+
+    def _raise(
+        self,
+        position: chain.Position,
+        account: str,
+        wallet: dict[str, Any],
+        *,
+        amount: int = 0,
+        superseded: Policy | None = None,
+    ) -> None:
+        """Something loosened the wallet: rejected charges may fit now, and it counts once it is final."""
+        table = schema.charges
+        self._tx.run(
+            table.update()
+            .where(table.c.account == account, table.c.state == "rejected")
+            .values(state="queued")
+        )
+        if position.block <= self._spendable or (amount == 0 and superseded is None):
+            return
+        policy = None if superseded is None else superseded.model_dump_json()
+        row = {"block": position.block, "log_index": position.log_index, "account": account}
+        self._tx.run(schema.raises.insert(), {**row, "amount": amount, "superseded": policy})
+        wallet |= _not_counting(self._tx, account)
+
+    # ── Rows ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _open_account(self, event: chain.Deposited) -> None:
+        open_account(self._tx, event.account, event.owner, event.label, label=None)
+
+    def _read(self, account: str) -> dict[str, Any] | None:
+        table = schema.wallets
+        row = self._tx.run(sa.select(table).where(table.c.account == account)).mappings().one_or_none()
+        return None if row is None else {**row, "_before": {name: row[name] for name in schema.UNDONE}}
+
+    def _write(self, block: Block, account: str, wallet: dict[str, Any]) -> None:
+        before = wallet.pop("_before")
+        self._tx.run(
+            schema.undo.insert(), {"block": block.number, "account": account, "before": json.dumps(before)}
+        )
+        self._tx.run(schema.wallets.update().where(schema.wallets.c.account == account).values(**wallet))
+
+    def _keep(self, block: Block, position: chain.Position, event: chain.Event) -> None:
+        id_ = getattr(event, "id", None)
+        self._tx.run(
+            schema.events.insert(),
+            {
+                "block": block.number,
+                "log_index": position.log_index,
+                "tx_hash": position.tx_hash,
+                "timestamp": block.timestamp,
+                "name": type(event).__name__,
+                "account": getattr(event, "account", None),
+                "charge_id": None if id_ is None else str(id_),
+                "amount": getattr(event, "amount", None),
+                "entry": getattr(event, "entry", None),
+                "data": json.dumps({name: str(value) for name, value in asdict(event).items()}),
+            },
+        )
+
+
+def open_account(tx: Transaction, account: str, owner: str, label_hash: str, label: str | None) -> None:
+    """Make the rows of an account that has none yet."""
+    row = {"id": account, "owner": owner, "label_hash": label_hash, "label": label, "created_at": now_ms()}
+    tx.run(schema.accounts.insert().prefix_with("OR IGNORE"), row)
+    tx.run(schema.wallets.insert().prefix_with("OR IGNORE"), {"account": account})
+
+
+def finalize(tx: Transaction, spendable: int, final: int) -> None:
+    """Let what is final count.
+
+    Args:
+        tx: the transaction.
+        spendable: up to this block, raises count.
+        final: up to this block, nothing is ever undone.
+    """
+    raises, undo, charges, blocks = schema.raises, schema.undo, schema.charges, schema.blocks
+    counting = {row.account for row in tx.run(sa.select(raises.c.account).where(raises.c.block <= spendable))}
+    if counting:
+        tx.run(raises.delete().where(raises.c.block <= spendable))
+        _recount_raises(tx, counting)
+    tx.run(undo.delete().where(undo.c.block <= final))
+    tx.run(blocks.delete().where(blocks.c.number < final))
+    tx.run(
+        charges.update().where(charges.c.state == "settled", charges.c.block <= final).values(state="final")
+    )
+
+
+def rewind(tx: Transaction, to: int) -> None:
+    """Undo every block above `to`: wallets as they were, settled charges unsettled again, slots open again."""
+    undo, wallets, charges, slots = schema.undo, schema.wallets, schema.charges, schema.slots
+    restored: set[str] = set()
+    for row in tx.run(sa.select(undo).where(undo.c.block > to).order_by(undo.c.block)).all():
+        if row.account not in restored:
+            restored.add(row.account)
+            tx.run(wallets.update().where(wallets.c.account == row.account).values(**json.loads(row.before)))
+    for table in (undo, schema.events, schema.raises):
+        tx.run(table.delete().where(table.c.block > to))
+    tx.run(schema.blocks.delete().where(schema.blocks.c.number > to))
+    _recount_raises(tx, restored)
+
+    lost = charges.c.block > to
+    for row in tx.run(
+        sa.select(charges.c.account, charges.c.amount).where(lost, charges.c.state == "settled")
+    ).all():
+        unsettled = tx.run(
+            sa.select(wallets.c.unsettled).where(wallets.c.account == row.account)
+        ).scalar_one()
+        tx.run(
+            wallets.update().where(wallets.c.account == row.account).values(unsettled=unsettled + row.amount)
+        )
+    again = {"state": "batched", "reason": None, "block": None, "tx_hash": None, "settled_at": None}
+    tx.run(charges.update().where(lost, charges.c.state.in_(("settled", "rejected"))).values(**again))
+    reopened = tx.run(sa.select(slots).where(slots.c.block > to)).all()
+    tx.run(slots.update().where(slots.c.block > to).values(state="open", tx_hash=None, block=None))
+    for slot in reopened:
+        if slot.purpose == "policy":
+            _want_again(tx, int(slot.reference))
+
+
+def _want_again(tx: Transaction, order: int) -> None:
+    orders, wallets = schema.policy_orders, schema.wallets
+    row = tx.run(sa.select(orders).where(orders.c.id == order)).one()
+    if row.state == "done":
+        tx.run(orders.update().where(orders.c.id == order).values(state="sent"))
+        tx.run(wallets.update().where(wallets.c.account == row.account).values(wanted=row.policy))
+
+
+def _recount_raises(tx: Transaction, accounts: Iterable[str]) -> None:
+    for account in accounts:
+        tx.run(
+            schema.wallets.update()
+            .where(schema.wallets.c.account == account)
+            .values(**_not_counting(tx, account))
+        )
+
+
+def _not_counting(tx: Transaction, account: str) -> dict[str, Any]:
+    """`pending` and `superseded` of a wallet: what its raises say that are not final yet."""
+    rows = tx.run(sa.select(schema.raises).where(schema.raises.c.account == account)).all()
+    superseded = [{"policy": json.loads(row.superseded)} for row in rows if row.superseded is not None]
+    return {
+        "pending": sum(row.amount for row in rows),
+        "superseded": json.dumps(superseded) if superseded else None,
+    }
+
+
+def _policy(wallet: dict[str, Any]) -> Policy:
+    return Policy(**{name: wallet[name] for name in Policy.model_fields})
+
+
+def _loosens(before: Policy, after: Policy) -> bool:
+    """Whether anything that `before` forbade is allowed by `after`."""
+    infinity = 2**256
+
+    def limits(policy: Policy) -> tuple[int, int, int]:
+        values = (policy.max_per_charge, policy.max_per_window, policy.expires_at)
+        a, b, c = (infinity if value is None else value for value in values)
+        return a, b, c
+
+    looser = any(new > old for old, new in zip(limits(before), limits(after), strict=True))
+    return looser or (before.window_seconds is not None and before.window_seconds != after.window_seconds)

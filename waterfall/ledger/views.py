@@ -1,0 +1,278 @@
+"""What the ledger shows of itself: accounts, statements, receipts, calls."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from waterfall.errors import AccountNotFound, ReceiptNotFound
+from waterfall.ledger import schema
+from waterfall.ledger.journal import SEQUENCE_BITS, charge_id, wallet_of
+from waterfall.ledger.wallet import Wallet
+from waterfall.types import Policy, RateCard, SignedReceipt, UsageReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRecord:
+    """An account: who it is, its wallet, and the policy that is asked for but not on the chain yet."""
+
+    id: str
+    owner: str
+    label_hash: str
+    label: str | None
+    created_at: int
+    wallet: Wallet
+    policy: Policy
+    wanted: Policy | None
+    exit_amount: int
+    exit_matures_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """Where a charge stands."""
+
+    state: str
+    """held, released, lost, free, queued, batched, settled, final or rejected."""
+    reason: str | None
+    transaction: str | None
+    block: int | None
+    captured_at: int | None
+    settled_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One call: its hold, and its receipt once it was captured."""
+
+    receipt_id: str
+    charge_id: int
+    account: str
+    model: str
+    held: int
+    created_at: int
+    settlement: Settlement
+    receipt: SignedReceipt | None
+
+
+@dataclass(frozen=True, slots=True)
+class StatementLine:
+    """One chain event of an account."""
+
+    entry: int | None
+    event: str
+    amount: int | None
+    charge_id: str | None
+    receipt_id: str | None
+    transaction: str
+    block: int
+    timestamp: int
+    """Block time."""
+
+
+_WALLET_COLUMNS = (
+    "balance",
+    "pending",
+    "held",
+    "unsettled",
+    "window",
+    "spent",
+    "max_per_charge",
+    "max_per_window",
+    "window_seconds",
+    "expires_at",
+    "superseded",
+    "wanted",
+)
+
+
+def account(connection: sa.Connection, id_: str) -> AccountRecord:
+    """One account.
+
+    Raises:
+        AccountNotFound
+    """
+    found = accounts(connection, schema.accounts.c.id == id_)
+    if not found:
+        raise AccountNotFound(account=id_)
+    return found[0]
+
+
+def accounts(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> list[AccountRecord]:
+    """All accounts that meet the conditions, oldest first."""
+    table, wallets = schema.accounts, schema.wallets
+    query = (
+        sa.select(table, wallets).join(wallets).where(*conditions).order_by(table.c.created_at, table.c.id)
+    )
+    return [
+        AccountRecord(
+            id=row["id"],
+            owner=row["owner"],
+            label_hash=row["label_hash"],
+            label=row["label"],
+            created_at=row["created_at"],
+            wallet=wallet_of(row["id"], *(row[name] for name in _WALLET_COLUMNS)),
+            policy=Policy(**{name: row[name] for name in Policy.model_fields}),
+            wanted=None if row["wanted"] is None else Policy.model_validate_json(row["wanted"]),
+            exit_amount=row["exit_amount"],
+            exit_matures_at=row["exit_matures_at"],
+        )
+        for row in connection.execute(query).mappings()
+    ]
+
+
+_CALLS = (
+    sa.select(
+        schema.holds.c.sequence,
+        schema.holds.c.epoch,
+        schema.holds.c.receipt_id,
+        schema.holds.c.account,
+        schema.holds.c.model,
+        schema.holds.c.amount.label("held"),
+        schema.holds.c.state.label("hold_state"),
+        schema.holds.c.reason.label("hold_reason"),
+        schema.holds.c.created_at,
+        schema.charges.c.digest,
+        schema.charges.c.receipt,
+        schema.charges.c.meter,
+        schema.charges.c.signature,
+        schema.charges.c.usage,
+        schema.charges.c.state,
+        schema.charges.c.reason,
+        schema.charges.c.block,
+        schema.charges.c.tx_hash,
+        schema.charges.c.captured_at,
+        schema.charges.c.settled_at,
+        schema.rate_cards.c.card,
+    )
+    .select_from(schema.holds)
+    .outerjoin(schema.charges, schema.charges.c.sequence == schema.holds.c.sequence)
+    .outerjoin(schema.rate_cards, schema.rate_cards.c.price_id == schema.charges.c.price_id)
+)
+
+
+def call(connection: sa.Connection, receipt_id: str, chain_id: int, vault: str) -> CallRecord:
+    """One call by its receipt's id.
+
+    Raises:
+        ReceiptNotFound
+    """
+    row = connection.execute(_CALLS.where(schema.holds.c.receipt_id == receipt_id)).one_or_none()
+    if row is None:
+        raise ReceiptNotFound(receipt=receipt_id)
+    return _call(row, chain_id, vault)
+
+
+def calls(
+    connection: sa.Connection,
+    chain_id: int,
+    vault: str,
+    *,
+    account: str | None = None,
+    state: str | None = None,
+    before: int | None = None,
+    limit: int = 100,
+) -> list[CallRecord]:
+    """Calls, newest first, by account and by where they stand."""
+    query = _CALLS.order_by(schema.holds.c.sequence.desc()).limit(limit)
+    if account is not None:
+        query = query.where(schema.holds.c.account == account)
+    if state in {"held", "released", "lost"}:
+        query = query.where(schema.holds.c.state == state)
+    elif state is not None:
+        query = query.where(schema.charges.c.state == state)
+    if before is not None:
+        query = query.where(schema.holds.c.sequence < before)
+    return [_call(row, chain_id, vault) for row in connection.execute(query)]
+
+
+def _call(row: Any, chain_id: int, vault: str) -> CallRecord:
+    receipt = None
+    if row.receipt is not None:
+        receipt = SignedReceipt(
+            id=row.receipt_id,
+            chain_id=chain_id,
+            vault=vault,
+            receipt=UsageReceipt.model_validate_json(row.receipt),
+            digest=row.digest,
+            meter=row.meter,
+            signature=row.signature,
+            usage=None if row.usage is None else json.loads(row.usage),
+            rate_card=None if row.card is None else RateCard.model_validate_json(row.card),
+        )
+    return CallRecord(
+        receipt_id=row.receipt_id,
+        charge_id=charge_id(row.epoch, row.sequence),
+        account=row.account,
+        model=row.model,
+        held=row.held,
+        created_at=row.created_at,
+        settlement=Settlement(
+            state=row.state or row.hold_state,
+            reason=row.reason or row.hold_reason,
+            transaction=row.tx_hash,
+            block=row.block,
+            captured_at=row.captured_at,
+            settled_at=row.settled_at,
+        ),
+        receipt=receipt,
+    )
+
+
+def statement(connection: sa.Connection, account_: str, after: int, limit: int) -> list[StatementLine]:
+    """The account's lines on the chain, from line number `after` + 1 on, in order."""
+    events = schema.events
+    query = (
+        sa.select(events)
+        .where(events.c.account == account_, events.c.entry > after)
+        .order_by(events.c.block, events.c.log_index)
+        .limit(limit)
+    )
+    rows = connection.execute(query).all()
+    receipts = _receipt_ids(connection, [int(row.charge_id) for row in rows if row.charge_id is not None])
+    return [
+        StatementLine(
+            entry=row.entry,
+            event=row.name,
+            amount=row.amount,
+            charge_id=row.charge_id,
+            receipt_id=receipts.get(int(row.charge_id)) if row.charge_id is not None else None,
+            transaction=row.tx_hash,
+            block=row.block,
+            timestamp=row.timestamp,
+        )
+        for row in rows
+    ]
+
+
+def _receipt_ids(connection: sa.Connection, charge_ids: list[int]) -> dict[int, str]:
+    holds = schema.holds
+    sequences = [id_ & (1 << SEQUENCE_BITS) - 1 for id_ in charge_ids]
+    query = sa.select(holds.c.epoch, holds.c.sequence, holds.c.receipt_id).where(
+        holds.c.sequence.in_(sequences)
+    )
+    return {charge_id(row.epoch, row.sequence): row.receipt_id for row in connection.execute(query)}
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over the whole ledger, in credit units, and counts by state."""
+
+    balance: int
+    held: int
+    unsettled: int
+    calls: dict[str, int]
+
+
+def totals(connection: sa.Connection) -> Totals:
+    """What the ledger holds in all."""
+    wallets, holds, charges = schema.wallets, schema.holds, schema.charges
+    rows = connection.execute(sa.select(wallets.c.balance, wallets.c.held, wallets.c.unsettled)).all()
+    counts: dict[str, int] = {}
+    for table in (holds, charges):
+        query = sa.select(table.c.state, sa.func.count()).group_by(table.c.state)
+        counts |= {state: count for state, count in connection.execute(query) if state != "captured"}
+    return Totals(
+        sum(r.balance for r in rows), sum(r.held for r in rows), sum(r.unsettled for r in rows), counts
+    )
