@@ -333,6 +333,19 @@ def lose_open_holds(tx: Transaction, reason: str, *, lease_before: int | None = 
     return len(rows)
 
 
+def retry_rejected(tx: Transaction, before: int) -> None:
+    """Queue charges again that a window limit rejected before this time (Unix milliseconds): windows turn.
+
+    Those that another limit or the balance rejected are queued again when that changes, see `projection`.
+    """
+    table = schema.charges
+    tx.run(
+        table.update()
+        .where(table.c.state == "rejected", table.c.reason == "max_per_window", table.c.settled_at < before)
+        .values(state="queued")
+    )
+
+
 def recount(tx: Transaction) -> list[str]:
     """Derive every wallet's `held` and `unsettled` from the rows they sum up; accounts that differed.
 

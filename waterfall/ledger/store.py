@@ -57,6 +57,7 @@ class Ledger:
         """Set whenever there is something new to settle."""
         self.mismatches: list[str] = []
         """What the chain holds against the journal; not empty: settlement stops."""
+        self._refusal: str | None = None
 
     # ── Opening ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -196,8 +197,10 @@ class Ledger:
         """Timestamp of the newest block, for a decision about money.
 
         Raises:
-            Unavailable: the projection is older than `max_age_seconds`.
+            Unavailable: the projection is older than `max_age_seconds`, or settlement has stopped or is late.
         """
+        if self._refusal is not None:
+            raise Unavailable(reason=self._refusal)
         if self.head is None:
             raise Unavailable(reason="the chain has not been read yet")
         age = time.monotonic() - self.head.seen_at
@@ -205,6 +208,10 @@ class Ledger:
             shown = "not seen since the start" if age == float("inf") else f"last seen {age:.0f} s ago"
             raise Unavailable(reason=f"the chain's newest block was {shown}")
         return self.head.block.timestamp
+
+    def refuse(self, reason: str | None) -> None:
+        """Refuse new calls from now on, with a reason; None: no more."""
+        self._refusal = reason
 
     # ── Keys ─────────────────────────────────────────────────────────────────────────────────────────
 

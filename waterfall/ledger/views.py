@@ -6,6 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from waterfall.chain.vault import deposit_address
 from waterfall.errors import AccountNotFound, ReceiptNotFound
 from waterfall.ledger import schema
 from waterfall.ledger.journal import SEQUENCE_BITS, charge_id, wallet_of
@@ -27,6 +28,7 @@ class AccountRecord:
     wanted: Policy | None
     exit_amount: int
     exit_matures_at: int
+    deposit_address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,9 @@ def account(connection: sa.Connection, id_: str) -> AccountRecord:
 def accounts(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> list[AccountRecord]:
     """All accounts that meet the conditions, oldest first."""
     table, wallets = schema.accounts, schema.wallets
+    vault = connection.execute(
+        sa.select(schema.meta.c.value).where(schema.meta.c.key == "vault")
+    ).scalar_one()
     query = (
         sa.select(table, wallets).join(wallets).where(*conditions).order_by(table.c.created_at, table.c.id)
     )
@@ -117,6 +122,7 @@ def accounts(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> 
             wanted=None if row["wanted"] is None else Policy.model_validate_json(row["wanted"]),
             exit_amount=row["exit_amount"],
             exit_matures_at=row["exit_matures_at"],
+            deposit_address=deposit_address(vault, row["id"]),
         )
         for row in connection.execute(query).mappings()
     ]
@@ -276,3 +282,10 @@ def totals(connection: sa.Connection) -> Totals:
     return Totals(
         sum(r.balance for r in rows), sum(r.held for r in rows), sum(r.unsettled for r in rows), counts
     )
+
+
+def oldest_unsettled(connection: sa.Connection) -> int | None:
+    """When the oldest charge that is not on the chain was captured, Unix milliseconds."""
+    table = schema.charges
+    waiting = table.c.state.in_(("queued", "batched", "rejected"))
+    return connection.execute(sa.select(sa.func.min(table.c.captured_at)).where(waiting)).scalar()

@@ -1,0 +1,1 @@
+"""From captured charges to the chain and back: lanes that send, an indexer that reads."""

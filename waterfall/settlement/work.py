@@ -1,0 +1,154 @@
+"""What lanes send: batches of charges and sweeps under the gas key, policies under the platform owner's."""
+
+from dataclasses import dataclass, field
+
+import structlog
+from eth_abi.abi import decode, encode
+from eth_hash.auto import keccak
+
+from waterfall.chain import vault as calls
+from waterfall.chain.rpc import Rpc
+from waterfall.errors import LaneHalted, LedgerError
+from waterfall.ledger import slots, views
+from waterfall.ledger.slots import Slot
+from waterfall.ledger.store import Ledger
+from waterfall.receipts import Domain, settlement_digest
+from waterfall.settlement.lane import Work, revert_reason
+from waterfall.signers import Signer
+from waterfall.types import Charge
+
+log = structlog.get_logger()
+
+_NOT_A_METER = "0x" + keccak(b"NotAMeter(uint128,address)")[:4].hex()
+_BATCH_SECONDS = 30 * 60
+_TRANSFER = "0x" + keccak(b"Transfer(address,address,uint256)").hex()
+
+
+@dataclass
+class Batches:
+    """Batches of the charges that wait, signed by the meter; and sweeps of deposit addresses when none do."""
+
+    rpc: Rpc
+    ledger: Ledger
+    meter: Signer
+    gas_signer: str
+    token: str
+    most_charges: int
+    _limit: int = field(init=False)
+    _domain: Domain = field(init=False)
+    _to_sweep: list[views.AccountRecord] = field(default_factory=list, init=False)
+    _watched_to: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._limit = self.most_charges
+        self._domain = Domain(self.ledger.chain_id, self.ledger.vault)
+
+    async def next_work(self) -> Work | None:
+        """The next batch, if charges wait; else the next sweep, if money waits."""
+        if self.ledger.mismatches:
+            raise LaneHalted(reason=self.ledger.mismatches[0])
+        charges = await self.ledger.read(lambda c: slots.queued_charges(c, self._limit))
+        if charges:
+            return self._batch(tuple(charges))
+        return self._sweep(self._to_sweep.pop()) if self._to_sweep else None
+
+    async def renew_work(self, slot: Slot) -> Work:
+        """The same charges with a later deadline, or the same call."""
+        if slot.purpose == "settle":
+            charges = await self.ledger.read(lambda c: slots.batched_charges(c, slot))
+            if charges:
+                return self._batch(tuple(charges))
+        return Work(slot.purpose, slot.target, slot.calldata, slot.gas, slot.reference, slot.deadline)
+
+    async def mined(self, slot: Slot, succeeded: bool) -> None:
+        """After a revert, halve the batch; stop when no batch can succeed."""
+        if succeeded or slot.purpose != "settle":
+            self._limit = self.most_charges
+            return
+        reason = await revert_reason(self.rpc, self.gas_signer, slot)
+        log.error("batch reverted", nonce=slot.nonce, reason=reason)
+        if reason == _NOT_A_METER:
+            raise LaneHalted(
+                reason=f"{self.meter.address} is not a meter of platform {self.ledger.platform} any more"
+            )
+        self._limit = max(1, self._limit // 2)
+
+    def _batch(self, charges: tuple[Charge, ...]) -> Work:
+        if self.ledger.head is None:
+            raise LedgerError(reason="the chain has not been read yet")
+        deadline = self.ledger.head.block.timestamp + _BATCH_SECONDS
+        signature = self.meter.sign(settlement_digest(self._domain, self.ledger.platform, charges, deadline))
+        return Work(
+            purpose="settle",
+            target=self.ledger.vault,
+            calldata=calls.settle(self.ledger.platform, charges, deadline, signature),
+            gas=calls.settle_gas(len(charges)),
+            deadline=deadline,
+            charges=charges,
+        )
+
+    def _sweep(self, account: views.AccountRecord) -> Work:
+        return Work(
+            purpose="sweep",
+            reference=account.id,
+            target=self.ledger.vault,
+            calldata=calls.sweep(self.ledger.platform, account.owner, account.label_hash),
+            gas=calls.SWEEP_GAS,
+        )
+
+    async def watch_deposit_addresses(self) -> None:
+        """Find deposit addresses that money was sent to: at start by their balances, then by the token's logs."""
+        head = self.ledger.head
+        if head is None or head.block.number == self._watched_to:
+            return
+        accounts = {a.deposit_address: a for a in await self.ledger.read(views.accounts)}
+        candidates = set(accounts)
+        if self._watched_to is not None:
+            criteria = {
+                "address": self.token,
+                "fromBlock": hex(self._watched_to + 1),
+                "toBlock": hex(head.block.number),
+                "topics": [_TRANSFER, None, ["0x" + address[2:].rjust(64, "0") for address in accounts]],
+            }
+            logs = await self.rpc.call("eth_getLogs", criteria) if accounts else []
+            candidates = {"0x" + entry["topics"][2][26:] for entry in logs}
+        for address in candidates:
+            if await self._balance(address) > 0:
+                self._to_sweep.append(accounts[address])
+        self._watched_to = head.block.number
+
+    async def _balance(self, address: str) -> int:
+        data = keccak(b"balanceOf(address)")[:4] + encode(("address",), (address,))
+        result = await self.rpc.call("eth_call", {"to": self.token, "data": "0x" + data.hex()}, "latest")
+        return int(decode(("uint256",), bytes.fromhex(result[2:]))[0])
+
+
+@dataclass
+class Policies:
+    """Policies asked for, each once the calls made under the old one have settled."""
+
+    ledger: Ledger
+
+    async def next_work(self) -> Work | None:
+        """The oldest policy order that nothing stands before."""
+        due = await self.ledger.read(slots.due_policy)
+        if due is None:
+            return None
+        order, account, policy = due
+        return Work(
+            purpose="policy",
+            reference=str(order),
+            target=self.ledger.vault,
+            calldata=calls.set_policy(self.ledger.platform, account, policy),
+            gas=calls.SET_POLICY_GAS,
+        )
+
+    async def renew_work(self, slot: Slot) -> Work:
+        """The same call."""
+        return Work(slot.purpose, slot.target, slot.calldata, slot.gas, slot.reference)
+
+    async def mined(self, slot: Slot, succeeded: bool) -> None:
+        """A policy that reverts never will succeed by itself."""
+        if not succeeded:
+            raise LaneHalted(reason=f"{slot.signer} may not set policies of platform {self.ledger.platform}")
+        log.info("policy set", order=slot.reference)
