@@ -113,6 +113,13 @@ class AlreadyCharged(WaterfallError):
     status = 409
 
 
+class HoldNotOpen(WaterfallError):
+    """The hold {receipt} is not open any more."""
+
+    code = "hold_not_open"
+    status = 409
+
+
 class UnsupportedRoute(WaterfallError):
     """{method} {path} is not served: nothing passes through unbilled."""
 

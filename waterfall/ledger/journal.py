@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
-from waterfall.errors import AccountNotFound, IdempotencyConflict, LedgerError
+from waterfall.errors import AccountNotFound, HoldNotOpen, IdempotencyConflict, LedgerError
 from waterfall.ledger import schema
 from waterfall.ledger.wallet import Wallet, authorise
 from waterfall.ledger.writer import Transaction
@@ -196,11 +196,12 @@ def capture(tx: Transaction, held: Hold, signed: SignedReceipt, excess: int = 0)
         excess: credit units metered beyond the hold, which the platform bears.
 
     Raises:
-        LedgerError: the hold is not open any more, or the amount exceeds it.
+        HoldNotOpen
+        ValueError: the amount exceeds the hold.
     """
     amount, now = signed.receipt.amount, now_ms()
     if amount > held.amount:
-        raise LedgerError(reason=f"charge {held.charge_id} is larger than its hold")
+        raise ValueError(f"charge {held.charge_id} is larger than its hold")
     _end(tx, held, "captured", None, now)
     row = (
         held.sequence,
@@ -227,7 +228,7 @@ def release(tx: Transaction, held: Hold, reason: str) -> None:
     """Give a whole hold back: the upstream was not reached, or answered without cost.
 
     Raises:
-        LedgerError: the hold is not open any more.
+        HoldNotOpen
     """
     _give_back(tx, held, "released", reason)
 
@@ -236,7 +237,7 @@ def lose(tx: Transaction, held: Hold, reason: str) -> None:
     """Give a hold back whose call may have cost something that nobody can meter: listed and counted.
 
     Raises:
-        LedgerError: the hold is not open any more.
+        HoldNotOpen
     """
     _give_back(tx, held, "lost", reason)
 
@@ -248,7 +249,7 @@ def _give_back(tx: Transaction, held: Hold, state: str, reason: str) -> None:
 
 def _end(tx: Transaction, held: Hold, state: str, reason: str | None, now: int) -> None:
     if tx.hot(_END_HOLD, (state, reason, now, held.sequence)).rowcount != 1:
-        raise LedgerError(reason=f"hold {held.receipt_id} is not open any more")
+        raise HoldNotOpen(receipt=held.receipt_id)
 
 
 def renew(tx: Transaction, held: Hold, lease_ms: int) -> None:

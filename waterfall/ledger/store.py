@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
+from waterfall.chain.vault import deposit_address
 from waterfall.errors import LedgerError, Unavailable
 from waterfall.ledger import journal, keys, projection, schema
 from waterfall.ledger.journal import Caller, Captured, Hold
@@ -212,6 +213,10 @@ class Ledger:
     def refuse(self, reason: str | None) -> None:
         """Refuse new calls from now on, with a reason; None: no more."""
         self._refusal = reason
+
+    def deposit_address(self, account: str) -> str:
+        """Where tokens sent are credited to an account."""
+        return deposit_address(self.vault, account)
 
     # ── Keys ─────────────────────────────────────────────────────────────────────────────────────────
 

@@ -62,7 +62,7 @@ class CallRecord:
 class StatementLine:
     """One chain event of an account."""
 
-    entry: int | None
+    entry: int
     event: str
     amount: int | None
     charge_id: str | None
@@ -190,6 +190,16 @@ def calls(
         query = query.where(schema.charges.c.state == state)
     if before is not None:
         query = query.where(schema.holds.c.sequence < before)
+    return [_call(row, chain_id, vault) for row in connection.execute(query)]
+
+
+def unsettled(connection: sa.Connection, chain_id: int, vault: str, account: str) -> list[CallRecord]:
+    """An account's charges that are not on the chain yet, newest first."""
+    waiting = (
+        schema.charges.c.account == account,
+        schema.charges.c.state.in_(("queued", "batched", "rejected")),
+    )
+    query = _CALLS.where(*waiting).order_by(schema.holds.c.sequence.desc())
     return [_call(row, chain_id, vault) for row in connection.execute(query)]
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from waterfall.errors import LedgerError
+from waterfall.errors import LedgerError, WaterfallError
 
 T = TypeVar("T")
 _MOST_PER_COMMIT = 256
@@ -115,9 +115,8 @@ class Writer:
                 for waiting in group:
                     _execute(transaction, waiting)
         except Exception as error:  # noqa: BLE001 - whatever broke the commit, nobody may be told that it held
-            reason = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else repr(error)
             for waiting in group:
-                waiting.result, waiting.error = None, LedgerError(reason=reason)
+                waiting.result, waiting.error = None, _as_ledger_error(error)
 
 
 def _execute(transaction: Transaction, waiting: _Waiting) -> None:
@@ -125,9 +124,16 @@ def _execute(transaction: Transaction, waiting: _Waiting) -> None:
     try:
         waiting.result = waiting.operation(transaction)
     except Exception as error:  # noqa: BLE001 - it belongs to the caller
-        waiting.error = error
+        waiting.error = error if isinstance(error, WaterfallError) else _as_ledger_error(error)
         transaction.hot("ROLLBACK TO operation")
     transaction.hot("RELEASE operation")
+
+
+def _as_ledger_error(error: Exception) -> LedgerError:
+    reason = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else repr(error)
+    ledger_error = LedgerError(reason=reason)
+    ledger_error.__cause__ = error
+    return ledger_error
 
 
 def _answer(group: list[_Waiting]) -> None:

@@ -1,0 +1,1 @@
+"""The HTTP surfaces: authenticate, hold, call the upstream, meter, capture, answer."""

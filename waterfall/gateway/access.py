@@ -1,0 +1,67 @@
+"""Who is calling: an account by its own key, or the platform by an admin key for an account it names."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from starlette.requests import Request
+
+from waterfall.errors import ApiKeyExpired, InvalidApiKey, InvalidRequest, PermissionDenied
+from waterfall.ledger.journal import Caller, now_ms
+from waterfall.ledger.keys import ApiKey
+from waterfall.ledger.store import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a key that was shown may do."""
+
+    key: ApiKey
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether this is the platform."""
+        return self.key.account is None
+
+    def require_admin(self) -> None:
+        """Raises PermissionDenied for an account's key."""
+        if not self.is_admin:
+            raise PermissionDenied(reason="This needs the platform's key, not an account's.")
+
+    def require_account(self, account: str) -> None:
+        """Raises PermissionDenied for another account's key."""
+        if self.key.account not in {None, account}:
+            raise PermissionDenied(reason="This key belongs to another account.")
+
+
+def authenticate(ledger: Ledger, request: Request) -> Access:
+    """Find the key a request shows.
+
+    Raises:
+        InvalidApiKey, ApiKeyExpired
+    """
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    key = ledger.find_key(secret.strip()) if scheme.lower() == "bearer" else None
+    if key is None or key.revoked_at is not None:
+        raise InvalidApiKey
+    if key.expires_at is not None and key.expires_at <= now_ms():
+        raise ApiKeyExpired(expired_at=datetime.fromtimestamp(key.expires_at / 1000, UTC).isoformat())
+    return Access(key)
+
+
+def payer(ledger: Ledger, request: Request) -> Caller:
+    """The account that pays for a call: the key's own, or the one a platform key names.
+
+    Raises:
+        InvalidApiKey, ApiKeyExpired, PermissionDenied, InvalidRequest
+    """
+    access = authenticate(ledger, request)
+    named = request.headers.get("x-waterfall-account")
+    if named is not None:
+        named = named.lower()
+        access.require_account(named)
+    account = access.key.account or named
+    if account is None:
+        raise InvalidRequest(
+            reason="A platform key needs the header X-Waterfall-Account: the account that pays."
+        )
+    return Caller(account, access.key.id)

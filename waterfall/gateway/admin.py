@@ -1,0 +1,469 @@
+"""The platform's own interface, under /api: accounts, keys, policies, statements, charges, receipts."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from eth_hash.auto import keccak
+from fastapi import APIRouter, Depends, Header, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from waterfall.errors import InvalidRequest
+from waterfall.gateway.access import Access, authenticate
+from waterfall.gateway.calls import Calls, Metered
+from waterfall.gateway.models import Models
+from waterfall.ledger import accounts, keys, views
+from waterfall.ledger.journal import Caller
+from waterfall.ledger.store import Ledger
+from waterfall.ledger.views import AccountRecord, CallRecord
+from waterfall.ledger.wallet import Wallet
+from waterfall.metering import prices
+from waterfall.metering.usage import UsageUnreadable, from_openai_chat
+from waterfall.money import MAX_UNITS, Usd, UsdText
+from waterfall.receipts import bytes_hash
+from waterfall.types import ZERO_ADDRESS, Address, BigInt, Hash32, Policy, RateCard, SignedReceipt, Usage
+
+_NOTHING_SENT = "0x" + keccak(b"").hex()
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorFacts(BaseModel):
+    """What went wrong; more facts stand beside these, by code."""
+
+    model_config = ConfigDict(extra="allow")
+
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """Every error of every route."""
+
+    error: ErrorFacts
+
+
+class NewAccount(_Body):
+    """An account to open."""
+
+    label: str = Field(min_length=1, max_length=200)
+    """Your name for it: a user, an agent, a team. The chain sees only a salted hash."""
+    owner: Address = ZERO_ADDRESS
+    """The user's wallet, who may always take unspent credit out; absent: the platform holds the account."""
+
+
+class ExitView(BaseModel):
+    """A withdrawal under way."""
+
+    amount: Usd
+    matures_at: int
+
+
+class AccountView(BaseModel):
+    """An account and its money, in USD."""
+
+    id: Hash32
+    label: str | None
+    owner: Address
+    label_hash: Hash32
+    deposit_address: Address
+    """USDC sent here is credited to the account."""
+    balance: Usd
+    """On the chain."""
+    pending: Usd
+    """The part of it whose arrival is not final enough to be spent."""
+    unsettled: Usd
+    """Charged, and not on the chain yet."""
+    held: Usd
+    """Set aside for calls that are running."""
+    available: Usd
+    """balance − pending − unsettled − held."""
+    policy: Policy
+    """On the chain."""
+    wanted_policy: Policy | None
+    """Asked for and not on the chain yet: both bind."""
+    exit: ExitView | None
+    created_at: int
+    """Unix milliseconds."""
+
+
+class PolicyBody(_Body):
+    """Limits; an absent one does not exist, one of 0 refuses everything."""
+
+    max_per_charge: UsdText | None = None
+    max_per_window: UsdText | None = None
+    window_seconds: int | None = None
+    expires_at: int | None = None
+
+
+class NewKey(_Body):
+    """A key to make."""
+
+    name: str = Field(default="", max_length=100)
+    expires_at: int | None = Field(default=None, ge=0, lt=2**40)
+    """Unix seconds; absent: never."""
+
+
+class KeyView(BaseModel):
+    """A new key: the only time it is shown."""
+
+    id: str
+    key: str
+    account: Hash32
+    name: str
+    expires_at: int | None
+
+
+class NewCharge(_Body):
+    """A call that was metered elsewhere: an amount, or a model and the provider's usage object."""
+
+    account: Hash32
+    amount: Annotated[UsdText, Field(gt=0, le=MAX_UNITS)] | None = None
+    model: str | None = Field(default=None, min_length=1, max_length=200)
+    usage: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "NewCharge":
+        if (self.amount is None) == (self.usage is None) or (self.usage is not None and self.model is None):
+            raise ValueError("give either an amount, or a model and its usage")
+        return self
+
+
+class ReceiptView(BaseModel):
+    """One call and where it stands."""
+
+    id: str
+    charge_id: BigInt
+    account: Hash32
+    model: str
+    status: Literal["held", "released", "lost", "free", "queued", "batched", "settled", "final", "rejected"]
+    reason: str | None
+    held: Usd
+    """The provable maximum that was set aside."""
+    cost: Usd | None
+    transaction: Hash32 | None
+    block: int | None
+    created_at: int
+    captured_at: int | None
+    settled_at: int | None
+    receipt: SignedReceipt | None
+
+
+class StatementLineView(BaseModel):
+    """One line of an account's statement on the chain."""
+
+    entry: int
+    event: str
+    amount: Usd | None
+    charge_id: BigInt | None
+    receipt_id: str | None
+    transaction: Hash32
+    block: int
+    timestamp: int
+
+
+class StatementView(BaseModel):
+    """An account's lines in order; with `after` = the last line's entry comes the next page."""
+
+    account: Hash32
+    lines: list[StatementLineView]
+    unsettled: list[ReceiptView]
+    """Charges that are not on the chain yet, newest first."""
+
+
+class TotalsView(BaseModel):
+    """Sums over all accounts, and how many calls stand where."""
+
+    balance: Usd
+    held: Usd
+    unsettled: Usd
+    calls: dict[str, int]
+
+
+class PlatformView(BaseModel):
+    """Which platform this gateway serves, on which vault, and how far it has read the chain."""
+
+    platform: BigInt
+    chain_id: int
+    vault: Address
+    meter: Address
+    epoch: int
+    head: int | None
+    head_timestamp: int | None
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 402, 403, 404, 409, 413, 503)
+}
+_IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
+
+
+@dataclass(frozen=True)
+class Office:
+    """What the routes work with; the application keeps it as `state.office`."""
+
+    ledger: Ledger
+    calls: Calls
+    models: Models
+    label_salt: bytes
+    """Keeps account labels unreadable on the chain."""
+
+
+async def _office(request: Request) -> Office:
+    office: Office = request.app.state.office
+    return office
+
+
+Context = Annotated[Office, Depends(_office)]
+
+
+async def _anyone(request: Request, here: Context) -> Access:
+    return authenticate(here.ledger, request)
+
+
+Anyone = Annotated[Access, Depends(_anyone)]
+
+
+async def _platform(who: Anyone) -> Access:
+    who.require_admin()
+    return who
+
+
+Platform = Annotated[Access, Depends(_platform)]
+
+router = APIRouter(prefix="/api", responses=_ERRORS)
+
+
+async def _shown(here: Office, account: str) -> AccountView:
+    return account_view(await here.ledger.read(lambda c: views.account(c, account)))
+
+
+async def _receipt(here: Office, receipt_id: str) -> CallRecord:
+    return await here.ledger.read(
+        lambda c: views.call(c, receipt_id, here.ledger.chain_id, here.ledger.vault)
+    )
+
+
+@router.get("/platform")
+async def get_platform(here: Context, _: Anyone) -> PlatformView:
+    """Which platform this gateway serves."""
+    head = here.ledger.head.block if here.ledger.head is not None else None
+    return PlatformView(
+        platform=here.ledger.platform,
+        chain_id=here.ledger.chain_id,
+        vault=here.ledger.vault,
+        meter=here.calls.meter_address,
+        epoch=here.ledger.epoch,
+        head=head.number if head else None,
+        head_timestamp=head.timestamp if head else None,
+    )
+
+
+@router.get("/totals")
+async def get_totals(here: Context, _: Platform) -> TotalsView:
+    """Sums over all accounts."""
+    totals = await here.ledger.read(views.totals)
+    return TotalsView(
+        balance=totals.balance, held=totals.held, unsettled=totals.unsettled, calls=totals.calls
+    )
+
+
+@router.post("/accounts", status_code=201)
+async def open_account(here: Context, _: Platform, body: NewAccount) -> AccountView:
+    """Open an account; nothing is sent to the chain."""
+    id_ = await here.ledger.write(
+        lambda tx: accounts.create_account(tx, here.ledger.platform, body.owner, here.label_salt, body.label)
+    )
+    return await _shown(here, id_)
+
+
+@router.get("/accounts")
+async def list_accounts(here: Context, _: Platform) -> list[AccountView]:
+    """All accounts, oldest first."""
+    return [account_view(record) for record in await here.ledger.read(views.accounts)]
+
+
+@router.get("/accounts/{account}")
+async def get_account(here: Context, who: Anyone, account: Hash32) -> AccountView:
+    """One account and its money."""
+    who.require_account(account)
+    return await _shown(here, account)
+
+
+@router.post("/accounts/{account}/keys", status_code=201)
+async def make_key(here: Context, _: Platform, account: Hash32, body: NewKey) -> KeyView:
+    """Make an API key of an account."""
+    await _shown(here, account)
+    secret = keys.new_secret()
+    expires_at = None if body.expires_at is None else body.expires_at * 1000
+    key = await here.ledger.add_key(secret, account=account, name=body.name, expires_at=expires_at)
+    return KeyView(id=key.id, key=secret, account=account, name=key.name, expires_at=body.expires_at)
+
+
+@router.put("/accounts/{account}/policy", status_code=202)
+async def put_policy(here: Context, _: Platform, account: Hash32, body: PolicyBody) -> AccountView:
+    """Set an account's limits: here at once, on the chain once earlier calls have settled."""
+    try:
+        policy = Policy(**body.model_dump())
+    except ValueError as error:
+        raise InvalidRequest(reason=_first_problem(error), param="policy") from None
+    await here.ledger.write(lambda tx: accounts.order_policy(tx, account, policy))
+    here.ledger.captured.set()
+    return await _shown(here, account)
+
+
+@router.get("/accounts/{account}/statement")
+async def get_statement(
+    here: Context,
+    who: Anyone,
+    account: Hash32,
+    after: Annotated[int, Query(ge=0, lt=2**40)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> StatementView:
+    """What happened to an account on the chain, and what waits to."""
+    who.require_account(account)
+    await _shown(here, account)
+    lines = await here.ledger.read(lambda c: views.statement(c, account, after, limit))
+    unsettled = await here.ledger.read(
+        lambda c: views.unsettled(c, here.ledger.chain_id, here.ledger.vault, account)
+    )
+    return StatementView(
+        account=account,
+        lines=[
+            StatementLineView(
+                entry=line.entry,
+                event=line.event,
+                amount=line.amount,
+                charge_id=line.charge_id,
+                receipt_id=line.receipt_id,
+                transaction=line.transaction,
+                block=line.block,
+                timestamp=line.timestamp,
+            )
+            for line in lines
+        ],
+        unsettled=[receipt_view(call) for call in unsettled],
+    )
+
+
+@router.post("/charges", status_code=202)
+async def make_charge(
+    here: Context, who: Platform, request: Request, body: NewCharge, idempotency_key: _IdempotencyKey = None
+) -> ReceiptView:
+    """Charge a call that was metered elsewhere."""
+    if idempotency_key is None:
+        raise InvalidRequest(
+            reason="The header Idempotency-Key is required: the same key never charges twice.",
+            param="Idempotency-Key",
+        )
+    usage, card, amount = _priced(body, here.models)
+    receipt_id = await here.calls.charge(
+        Caller(body.account, who.key.id),
+        model=body.model or "",
+        card=card,
+        amount=amount,
+        metered=Metered(usage, body.usage, bytes_hash(await request.body()), _NOTHING_SENT),
+        idempotency_key=idempotency_key,
+    )
+    return receipt_view(await _receipt(here, receipt_id))
+
+
+@router.get("/receipts/{receipt_id}")
+async def get_receipt(here: Context, who: Anyone, receipt_id: str) -> ReceiptView:
+    """One call: its signed receipt and where its charge stands."""
+    record = await _receipt(here, receipt_id)
+    who.require_account(record.account)
+    return receipt_view(record)
+
+
+@router.get("/calls")
+async def list_calls(
+    here: Context,
+    who: Anyone,
+    account: Hash32 | None = None,
+    status: str | None = None,
+    before: Annotated[int | None, Query(ge=1)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> list[ReceiptView]:
+    """Calls, newest first; `status=lost` lists those that could not be metered."""
+    if not who.is_admin:
+        who.require_account(account or str(who.key.account))
+        account = who.key.account
+    found = await here.ledger.read(
+        lambda c: views.calls(
+            c,
+            here.ledger.chain_id,
+            here.ledger.vault,
+            account=account,
+            state=status,
+            before=before,
+            limit=limit,
+        )
+    )
+    return [receipt_view(call) for call in found]
+
+
+def _priced(body: NewCharge, models: Models) -> tuple[Usage, RateCard | None, int]:
+    if body.usage is None or body.model is None:
+        return Usage(input_tokens=0, output_tokens=0), None, body.amount or 0
+    try:
+        usage = from_openai_chat(body.usage)
+    except UsageUnreadable as error:
+        raise InvalidRequest(reason=error.message, param="usage") from None
+    card = models.find(body.model).card
+    amount = prices.amount(usage, card)
+    if amount == 0:
+        raise InvalidRequest(reason="This usage costs nothing: there is nothing to charge.", param="usage")
+    return usage, card, amount
+
+
+def _first_problem(error: ValueError) -> str:
+    problem = error.errors()[0] if hasattr(error, "errors") else {"loc": (), "msg": str(error)}
+    return f"{'.'.join(map(str, problem['loc'])) or 'policy'}: {problem['msg']}"
+
+
+def account_view(record: AccountRecord) -> AccountView:
+    """An account as the interface shows it."""
+    wallet: Wallet = record.wallet
+    return AccountView(
+        id=record.id,
+        label=record.label,
+        owner=record.owner,
+        label_hash=record.label_hash,
+        deposit_address=record.deposit_address,
+        balance=wallet.balance,
+        pending=wallet.pending,
+        unsettled=wallet.unsettled,
+        held=wallet.held,
+        available=wallet.available,
+        policy=record.policy,
+        wanted_policy=record.wanted,
+        exit=ExitView(amount=record.exit_amount, matures_at=record.exit_matures_at)
+        if record.exit_amount
+        else None,
+        created_at=record.created_at,
+    )
+
+
+def receipt_view(call: CallRecord) -> ReceiptView:
+    """A call as the interface shows it."""
+    at = call.settlement
+    return ReceiptView(
+        id=call.receipt_id,
+        charge_id=call.charge_id,
+        account=call.account,
+        model=call.model,
+        status=at.state,
+        reason=at.reason,
+        held=call.held,
+        cost=None if call.receipt is None else call.receipt.receipt.amount,
+        transaction=at.transaction,
+        block=at.block,
+        created_at=call.created_at,
+        captured_at=at.captured_at,
+        settled_at=at.settled_at,
+        receipt=call.receipt,
+    )

@@ -1,0 +1,239 @@
+"""The gateway as an ASGI application."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from waterfall import __version__
+from waterfall.errors import BodyTooLarge, InvalidRequest, UnsupportedRoute, WaterfallError
+from waterfall.gateway import admin, chat
+from waterfall.gateway.access import authenticate, payer
+from waterfall.gateway.calls import Calls
+from waterfall.gateway.completions import Serving
+from waterfall.gateway.models import Models
+from waterfall.gateway.render import error_response
+from waterfall.gateway.upstreams import Upstream
+from waterfall.ledger.store import Ledger
+from waterfall.settings import Settings
+from waterfall.signers import Signer
+
+log = structlog.get_logger()
+
+_NOT_FOUND, _NOT_ALLOWED = 404, 405
+
+
+class Gateway:
+    """The HTTP surfaces of one platform over one ledger."""
+
+    def __init__(
+        self, settings: Settings, ledger: Ledger, meter: Signer, label_salt: bytes, halted: Mapping[str, str]
+    ) -> None:
+        """A gateway.
+
+        Args:
+            settings: the whole file.
+            ledger: where the money is.
+            meter: signs receipts.
+            label_salt: keeps account labels unreadable on the chain.
+            halted: parts of the relayer that need a person, for /healthz.
+        """
+        self._settings = settings
+        self._ledger = ledger
+        self._halted = halted
+        self._upstreams = {name: Upstream(name, upstream) for name, upstream in settings.upstreams.items()}
+        self.models = Models(settings.models, self._upstreams, settings.gateway)
+        self.calls = Calls(
+            ledger,
+            meter,
+            max_projection_age_seconds=settings.gateway.max_projection_age_seconds,
+            longest_call_seconds=max((u.timeout_seconds for u in settings.upstreams.values()), default=0),
+        )
+        self.app = self._app(label_salt)
+
+    def _app(self, label_salt: bytes) -> FastAPI:
+        app = FastAPI(
+            title="Waterfall",
+            version=__version__,
+            summary="LLM calls, each checked against an on-chain wallet, metered, priced and settled.",
+            lifespan=self._lifespan,
+        )
+        app.add_middleware(_BodyLimit, limit=self._settings.gateway.max_body_bytes)
+        app.add_exception_handler(WaterfallError, _on_waterfall_error)
+        app.add_exception_handler(RequestValidationError, _on_invalid_request)
+        app.add_exception_handler(HTTPException, _on_http_exception)
+        app.add_exception_handler(Exception, _on_failure)
+        errors: dict[int | str, dict[str, Any]] = {
+            status: {"model": admin.ErrorBody} for status in (400, 401, 402, 404, 413, 502, 503, 504)
+        }
+        app.add_api_route(
+            "/v1/chat/completions",
+            self._chat_completions,
+            methods=["POST"],
+            response_class=Response,
+            responses=errors,
+            openapi_extra=_CHAT_OPENAPI,
+        )
+        app.add_api_route("/v1/models", self._list_models, methods=["GET"])
+        app.add_api_route("/healthz", self._health, methods=["GET"])
+        app.include_router(admin.router)
+        app.state.office = admin.Office(self._ledger, self.calls, self.models, label_salt)
+        return app
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        for model in self.models.unpriced:
+            log.warning("no price is known: calls are refused", model=model)
+        leases = asyncio.create_task(self.calls.renew_leases())
+        yield
+        await self.calls.drain(self._settings.gateway.drain_seconds)
+        leases.cancel()
+        with suppress(asyncio.CancelledError):
+            await leases
+        for upstream in self._upstreams.values():
+            await upstream.close()
+
+    # ── Routes ───────────────────────────────────────────────────────────────────────────────────────
+
+    async def _chat_completions(self, request: Request) -> Response:
+        """OpenAI's chat completions, billed to the key's account."""
+        caller = payer(self._ledger, request)
+        wanted = chat.read(await request.body())
+        model = self.models.find(wanted.model)
+        held = await self.calls.hold(caller, model, wanted.bound(model))
+        serving = Serving(self.calls, wanted, model, held, self._settings.gateway.drain_seconds)
+        if wanted.stream:
+            return await serving.streamed()
+        return await asyncio.shield(self.calls.start(serving.whole()))
+
+    async def _list_models(self, request: Request) -> dict[str, Any]:
+        """The models that may be called."""
+        authenticate(self._ledger, request)
+        models = [
+            {
+                "id": model.name,
+                "object": "model",
+                "created": 0,
+                "owned_by": model.upstream.name,
+                "price_id": model.price_id,
+            }
+            for model in self.models
+        ]
+        return {"object": "list", "data": models}
+
+    async def _health(self) -> JSONResponse:
+        """Whether anything needs a person."""
+        healthy = not self._halted
+        body = {"status": "ok" if healthy else "halted", "halted": dict(self._halted), "version": __version__}
+        return JSONResponse(body, status_code=200 if healthy else 503)
+
+
+_CHAT_OPENAPI = {
+    "security": [{"key": []}],
+    "parameters": [
+        {
+            "name": "X-Waterfall-Account",
+            "in": "header",
+            "required": False,
+            "description": "With a platform key: the account that pays.",
+            "schema": {"type": "string"},
+        }
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["model", "messages"],
+                    "additionalProperties": True,
+                    "properties": {
+                        "model": {"type": "string"},
+                        "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+                        "max_tokens": {"type": "integer", "minimum": 1, "maximum": chat.MAX_OUTPUT_TOKENS},
+                        "n": {"type": "integer", "minimum": 1, "maximum": chat.MAX_CHOICES},
+                        "stream": {"type": "boolean"},
+                    },
+                }
+            }
+        },
+    },
+}
+
+
+async def _on_waterfall_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, WaterfallError)  # noqa: S101 - what it is registered for
+    return error_response(error)
+
+
+async def _on_invalid_request(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    problem = error.errors()[0]
+    if problem["type"] == "json_invalid":
+        reason, where = "The body is not JSON.", None
+    else:
+        where = ".".join(str(part) for part in problem["loc"][1:]) or None
+        reason = f"{where or 'The body'}: {str(problem['msg']).removeprefix('Value error, ')}."
+    return error_response(InvalidRequest(reason=reason, param=where))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    if error.status_code in {_NOT_FOUND, _NOT_ALLOWED}:
+        return error_response(UnsupportedRoute(method=request.method, path=request.url.path[:200]))
+    return error_response(InvalidRequest(reason=str(error.detail), param=None))
+
+
+async def _on_failure(request: Request, error: Exception) -> Response:
+    log.error("unexpected", path=request.url.path, exc_info=error)
+    return error_response(WaterfallError())
+
+
+class _BodyLimit:
+    """Reads a body whole before anything else sees it, and refuses one that is too large.
+
+    The rest of it is read and dropped first, so that the client can finish sending and read the answer.
+    """
+
+    _PATIENCE = 8
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in {"GET", "HEAD"}:
+            await self._app(scope, receive, send)
+            return
+        chunks: list[bytes] = []
+        size, more = 0, True
+        while more and size <= self._PATIENCE * self._limit:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            chunk, more = message.get("body", b""), message.get("more_body", False)
+            size += len(chunk)
+            if size <= self._limit:
+                chunks.append(chunk)
+            else:
+                chunks.clear()
+        if size > self._limit:
+            await error_response(BodyTooLarge(limit=self._limit))(scope, receive, send)
+            return
+        body: Message | None = {"type": "http.request", "body": b"".join(chunks), "more_body": False}
+
+        async def replay() -> Message:
+            nonlocal body
+            if body is None:
+                return await receive()
+            message, body = body, None
+            return message
+
+        await self._app(scope, replay, send)

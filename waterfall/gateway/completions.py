@@ -1,0 +1,335 @@
+"""Serving chat completions: what happens between the hold and the capture."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import orjson
+import structlog
+from eth_hash.auto import keccak
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from waterfall.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable, WaterfallError
+from waterfall.gateway.calls import Calls, Metered
+from waterfall.gateway.chat import ChatRequest
+from waterfall.gateway.models import Model
+from waterfall.gateway.render import charge_headers, error_body, hold_headers
+from waterfall.gateway.stream import Event, NotAStream, events
+from waterfall.gateway.upstreams import NotReached
+from waterfall.ledger.journal import Hold
+from waterfall.metering.usage import UsageUnreadable, from_openai_chat
+from waterfall.receipts import bytes_hash
+from waterfall.types import Usage
+
+log = structlog.get_logger()
+
+_PATH = "/chat/completions"
+_OK = 200
+_OUR_CREDENTIALS = (401, 403)
+_PASSED_ON_HEADERS = ("retry-after", "retry-after-ms")
+_QUEUED_EVENTS = 64
+
+
+class Serving:
+    """One call that is held for and on its way to its upstream."""
+
+    def __init__(
+        self, calls: Calls, request: ChatRequest, model: Model, held: Hold, drain_seconds: float
+    ) -> None:
+        self._calls = calls
+        self._request = request
+        self._model = model
+        self._held = held
+        self._drain_seconds = drain_seconds
+        self._request_hash = bytes_hash(request.body)
+
+    @asynccontextmanager
+    async def _answer(self) -> AsyncIterator[aiohttp.ClientResponse]:
+        body = self._request.upstream_body(self._model, self._held.output_tokens)
+        async with self._model.upstream.post(_PATH, body) as response:
+            yield response
+
+    async def _give_up(self, error: BaseException) -> None:
+        """End the hold of a call that failed: free where it cannot have cost anything, else listed as lost."""
+        if isinstance(error, NotReached | _Refused):
+            await self._calls.release(self._held, str(error))
+        else:
+            await self._calls.lose(self._held, str(error) or type(error).__name__)
+
+    # ── Whole answers ────────────────────────────────────────────────────────────────────────────────
+
+    async def whole(self) -> Response:
+        """Call the upstream, capture, answer.
+
+        Raises:
+            WaterfallError: the hold is closed by then.
+        """
+        try:
+            async with self._answer() as response:
+                raw = await response.read()
+                if response.status != _OK:
+                    raise _Refused(self._model, response, raw)
+            metered = self._meter(raw)
+        except _Refused as refusal:
+            await self._give_up(refusal)
+            return refusal.answer()
+        except Exception as error:
+            await self._give_up(error)
+            raise
+        captured = await self._calls.capture(self._held, self._model, metered)
+        headers = hold_headers(self._held) | charge_headers(captured.amount, captured.balance)
+        return Response(raw, headers=headers, media_type="application/json")
+
+    def _meter(self, raw: bytes) -> Metered:
+        try:
+            answer = orjson.loads(raw)
+            reported = answer["usage"] if isinstance(answer, dict) else None
+            usage = from_openai_chat(reported)
+        except orjson.JSONDecodeError:
+            raise self._invalid("it is not JSON") from None
+        except (KeyError, UsageUnreadable) as error:
+            reason = error.message if isinstance(error, UsageUnreadable) else "it reports no usage"
+            raise self._invalid(reason) from None
+        return Metered(usage, reported, self._request_hash, bytes_hash(raw))
+
+    def _invalid(self, reason: str) -> UpstreamInvalid:
+        return UpstreamInvalid(upstream=self._model.upstream.name, reason=reason)
+
+    # ── Streams ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def streamed(self) -> Response:
+        """Call the upstream; the answer starts when the upstream's has.
+
+        Raises:
+            WaterfallError: the upstream did not start to answer; the hold is closed by then.
+        """
+        relay = _Relay(self._drain_seconds)
+        task = self._calls.start(self._pump(relay))
+        await asyncio.wait([task, relay.started], return_when=asyncio.FIRST_COMPLETED)
+        if relay.started.done():
+            return StreamAnswer(relay, hold_headers(self._held))
+        try:
+            task.result()
+        except _Refused as refusal:
+            return refusal.answer()
+        raise AssertionError("a pump that ends without starting has failed")
+
+    async def _pump(self, relay: "_Relay") -> None:
+        """Read the whole stream whatever the client does, and let its end out once the capture is durable."""
+        meter = _StreamMeter()
+        cut: str | None = None
+        try:
+            async with relay.bounded(), self._answer() as response:
+                if response.status != _OK:
+                    raise _Refused(self._model, response, await response.read())
+                relay.start()
+                async for event in events(response.content.iter_any()):
+                    if meter.passes(event):
+                        await relay.send(event.raw)
+        except (NotReached, _Refused) as error:
+            await self._give_up(error)
+            raise
+        except (UpstreamInvalid, UpstreamTimeout, NotAStream) as error:
+            cut = str(error)
+        except TimeoutError:
+            cut = f"its client left and it went on for more than {self._drain_seconds:g} seconds"
+        except Exception as error:
+            await self._give_up(error)
+            await relay.end([_error_event(self._invalid("the gateway failed"))])
+            raise
+        if cut is not None and not relay.started.done():
+            unstarted = self._invalid(cut)
+            await self._give_up(unstarted)
+            raise unstarted
+        await self._end(relay, meter, cut)
+
+    async def _end(self, relay: "_Relay", meter: "_StreamMeter", cut: str | None) -> None:
+        usage, reported = meter.result()
+        problem = None if cut is None and meter.done else self._invalid(cut or "it was cut before its end")
+        if usage is None:
+            error = problem or self._invalid("it reports no usage")
+            await self._give_up(error)
+            await relay.end([_error_event(error)])
+            return
+        metered = Metered(usage, reported, self._request_hash, meter.response_hash())
+        if reported is None:
+            log.warning(
+                "incomplete", receipt=self._held.receipt_id, pieces=usage.output_tokens, reason=str(problem)
+            )
+        try:
+            await self._calls.capture(self._held, self._model, metered)
+        except WaterfallError as error:
+            await relay.end([_error_event(error)])
+            raise
+        tail = meter.tail(include_usage=self._request.include_usage)
+        await relay.end(tail if problem is None or reported is not None else [*tail, _error_event(problem)])
+
+
+class _StreamMeter:
+    """What a stream has shown so far."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._hash = keccak.new(b"")
+        self._reported: dict[str, Any] | None = None
+        self._pieces = 0
+        self._tail: list[Event] = []
+
+    def passes(self, event: Event) -> bool:
+        """Take an event in; whether it may go out now. The usage chunk and what follows wait for the capture."""
+        self._hash.update(event.raw)
+        self._pieces += event.pieces
+        self._reported = event.usage or self._reported
+        self.done = self.done or event.done
+        if self._tail or event.done or (event.usage is not None and not event.has_choices):
+            self._tail.append(event)
+            return False
+        return True
+
+    def result(self) -> tuple[Usage | None, dict[str, Any] | None]:
+        """Usage and the provider's object; without one, what was provably put out: a token a piece, no input.
+
+        None where not even that is there.
+        """
+        try:
+            return from_openai_chat(self._reported), self._reported
+        except UsageUnreadable:
+            return (Usage(input_tokens=0, output_tokens=self._pieces) if self._pieces else None), None
+
+    def tail(self, *, include_usage: bool) -> list[bytes]:
+        """What may leave after the capture: the usage chunk only for a caller who asked for it."""
+        return [
+            event.raw for event in self._tail if include_usage or event.usage is None or event.has_choices
+        ]
+
+    def response_hash(self) -> str:
+        """Hash of everything the upstream sent."""
+        return "0x" + self._hash.digest().hex()
+
+
+class _Refused(UpstreamUnavailable):
+    """The upstream {upstream} answered {status}."""
+
+    def __init__(self, model: Model, response: aiohttp.ClientResponse, raw: bytes) -> None:
+        super().__init__(upstream=model.upstream.name, status=response.status)
+        self._raw = raw
+        self._status = response.status
+        self._headers = {
+            name: response.headers[name] for name in _PASSED_ON_HEADERS if name in response.headers
+        }
+
+    def answer(self) -> Response:
+        """The upstream's own error, unless it is about our credentials or not one at all."""
+        if self._status in _OUR_CREDENTIALS:
+            error: WaterfallError = UpstreamUnavailable(
+                upstream=self.details["upstream"], reason="it refused this gateway's own key"
+            )
+        elif self._status < 400 or not _is_error(self._raw):  # noqa: PLR2004 - not an error status
+            error = UpstreamUnavailable(
+                upstream=self.details["upstream"], reason=f"it answered {self._status}"
+            )
+        else:
+            return Response(self._raw, self._status, self._headers, "application/json")
+        return Response(orjson.dumps(error_body(error)), error.status, self._headers, "application/json")
+
+
+def _is_error(raw: bytes) -> bool:
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(body, dict) and isinstance(body.get("error"), Mapping)
+
+
+def _error_event(error: WaterfallError) -> bytes:
+    return b"data: " + orjson.dumps(error_body(error)) + b"\n\n"
+
+
+class _Relay:
+    """Between a pump that must go on and a client that may leave."""
+
+    def __init__(self, drain_seconds: float) -> None:
+        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._drain_seconds = drain_seconds
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUED_EVENTS)
+        self._left = False
+        self._limit = asyncio.timeout(None)
+        self._limited = False
+
+    @asynccontextmanager
+    async def bounded(self) -> AsyncIterator[None]:
+        """Run until the drain limit, which begins when the client leaves.
+
+        Raises:
+            TimeoutError
+        """
+        async with self._limit:
+            self._limited = True
+            try:
+                yield
+            finally:
+                self._limited = False
+
+    def start(self) -> None:
+        """The upstream has begun to answer."""
+        self.started.set_result(None)
+
+    async def send(self, data: bytes) -> None:
+        """Hand bytes to the client, at its pace; drop them once it has left."""
+        if not self._left:
+            await self._queue.put(data)
+
+    async def end(self, last: list[bytes]) -> None:
+        """Hand the last bytes over and end the answer."""
+        for data in last:
+            await self.send(data)
+        if not self._left:
+            await self._queue.put(None)
+
+    async def next(self) -> bytes | None:
+        """The next bytes for the client; None: no more."""
+        return await self._queue.get()
+
+    def leave(self) -> None:
+        """The client has gone, or has everything."""
+        if self._left:
+            return
+        self._left = True
+        while not self._queue.empty():  # also wakes a pump that waits for room
+            self._queue.get_nowait()
+        self._queue.put_nowait(None)
+        if self._limited:
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._drain_seconds)
+
+
+class StreamAnswer(Response):
+    """An event stream that never buffers and notices its client leaving."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, relay: _Relay, headers: dict[str, str]) -> None:
+        super().__init__(headers={**headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._relay = relay
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+        """Answer."""
+        watcher = asyncio.create_task(self._watch(receive))
+        try:
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            )
+            while (data := await self._relay.next()) is not None:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            watcher.cancel()
+            self._relay.leave()
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._relay.leave()

@@ -1,0 +1,59 @@
+"""Errors and receipts as headers and bodies."""
+
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from waterfall.errors import FundsHeld, Unavailable, WaterfallError
+from waterfall.gateway.upstreams import retry_is_safe
+from waterfall.ledger.journal import Hold
+from waterfall.money import format_usd
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "payment_required",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    501: "not_supported_error",
+}
+_RETRY_SECONDS = 1
+
+
+def error_body(error: WaterfallError) -> dict[str, Any]:
+    """An error as OpenAI's clients read it, with our facts beside: amounts in USD, codes that stay.
+
+    Source: https://platform.openai.com/docs/guides/error-codes
+    """
+    facts = {name: value for name, value in error.details.items() if name != "reason"}
+    return {
+        "error": {
+            "param": None,
+            **facts,
+            "message": error.message,
+            "type": _TYPES.get(error.status, "api_error"),
+            "code": error.code,
+        }
+    }
+
+
+def error_response(error: WaterfallError, headers: dict[str, str] | None = None) -> Response:
+    """An error as an HTTP answer that says whether sending again is safe."""
+    response = JSONResponse(error_body(error), status_code=error.status, headers=headers)
+    if not retry_is_safe(error):
+        response.headers["x-should-retry"] = "false"
+    if isinstance(error, FundsHeld | Unavailable):
+        response.headers["retry-after"] = str(_RETRY_SECONDS)
+    return response
+
+
+def hold_headers(held: Hold) -> dict[str, str]:
+    """What is known of a call's money before it is served."""
+    return {"X-Waterfall-Receipt-Id": held.receipt_id, "X-Waterfall-Hold": format_usd(held.amount)}
+
+
+def charge_headers(amount: int, balance: int) -> dict[str, str]:
+    """What is known of a call's money afterwards."""
+    return {"X-Waterfall-Cost": format_usd(amount), "X-Waterfall-Balance": format_usd(balance)}

@@ -1,0 +1,73 @@
+"""HTTP to providers. What matters for money: whether a failed call can have reached the provider."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+
+from waterfall.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable, WaterfallError
+from waterfall.settings import UpstreamSettings
+
+# Idle connections are closed before the provider closes them: a request that meets a closing connection may or
+# may not have been served.
+_KEEPALIVE_SECONDS = 4
+_CONNECTIONS = 1024
+
+
+class Upstream:
+    """One provider."""
+
+    def __init__(self, name: str, settings: UpstreamSettings) -> None:
+        """A provider; its connections open with the first call, in the running event loop."""
+        self.name = name
+        self.settings = settings
+        self._session: aiohttp.ClientSession | None = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+            if self.settings.api_key is not None:
+                headers["Authorization"] = f"Bearer {self.settings.api_key}"
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=_CONNECTIONS, keepalive_timeout=_KEEPALIVE_SECONDS),
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(
+                    total=None,
+                    sock_connect=self.settings.connect_seconds,
+                    sock_read=self.settings.timeout_seconds,
+                ),
+            )
+        return self._session
+
+    @asynccontextmanager
+    async def post(self, path: str, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request; the answer's status and headers are there, its body is still to be read.
+
+        Raises:
+            NotReached: the provider cannot have seen the request.
+            UpstreamTimeout, UpstreamInvalid: it may have, also while the body is read.
+        """
+        try:
+            async with self._open().post(self.settings.base_url.rstrip("/") + path, data=body) as response:
+                yield response
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
+            raise NotReached(upstream=self.name, reason=str(error) or type(error).__name__) from error
+        except TimeoutError as error:
+            raise UpstreamTimeout(upstream=self.name, seconds=self.settings.timeout_seconds) from error
+        except aiohttp.ClientError as error:
+            reason = str(error) or type(error).__name__
+            raise UpstreamInvalid(upstream=self.name, reason=f"the connection broke: {reason}") from error
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+
+class NotReached(UpstreamUnavailable):
+    """The upstream {upstream} cannot be reached: {reason}. Nothing was charged."""
+
+
+def retry_is_safe(error: WaterfallError) -> bool:
+    """Whether sending the call again cannot make it run twice."""
+    return not isinstance(error, UpstreamTimeout | UpstreamInvalid)
