@@ -1,0 +1,107 @@
+"""The whole proof of a receipt: what it says of itself, and what the chain says of it."""
+
+from dataclasses import dataclass
+
+from waterfall.chain.events import TOPICS, Charged
+from waterfall.chain.vault import Vault
+from waterfall.errors import VerificationFailed
+from waterfall.metering.prices import amount
+from waterfall.metering.usage import UsageUnreadable, from_openai_chat
+from waterfall.money import format_usd
+from waterfall.receipts import check_signature
+from waterfall.types import SignedReceipt, Usage
+
+_CHARGED_TOPIC = next(topic for topic, (event, _) in TOPICS.items() if event is Charged)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was shown, in the order of the checks, and where the charge is."""
+
+    shown: tuple[str, ...]
+    transaction: str
+    block: int
+
+
+def check_amount(signed: SignedReceipt) -> str:
+    """Recompute the amount from the provider's usage and the rate card; what was shown.
+
+    Raises:
+        VerificationFailed
+    """
+    receipt = signed.receipt
+    stated = Usage(
+        input_tokens=receipt.input_tokens,
+        cached_input_tokens=receipt.cached_input_tokens,
+        output_tokens=receipt.output_tokens,
+        reasoning_tokens=receipt.reasoning_tokens,
+    )
+    if receipt.complete != (signed.usage is not None) and signed.rate_card is not None:
+        raise VerificationFailed(reason="it is called complete without the provider's usage, or the reverse")
+    if signed.usage is not None:
+        try:
+            reported = from_openai_chat(signed.usage)
+        except UsageUnreadable as error:
+            raise VerificationFailed(reason=error.message) from None
+        if reported != stated:
+            raise VerificationFailed(
+                reason=f"its token counts are {stated}, the provider reported {reported}"
+            )
+    if signed.rate_card is None:
+        return f"amount {format_usd(receipt.amount)} USD, stated by the platform without usage"
+    price = amount(stated, signed.rate_card)
+    if receipt.amount > price:
+        raise VerificationFailed(
+            reason=f"its amount is {format_usd(receipt.amount)} USD, usage and rate card make {format_usd(price)} USD"
+        )
+    if receipt.amount < price:
+        return f"amount {format_usd(receipt.amount)} USD, capped below {format_usd(price)} USD by the hold"
+    return f"amount {format_usd(price)} USD, recomputed from usage and rate card"
+
+
+async def verify(signed: SignedReceipt, vault: Vault, chain_id: int, *, from_block: int = 0) -> Proof:
+    """Prove a receipt against the chain.
+
+    Args:
+        signed: the receipt.
+        vault: the vault you trust, on the chain you trust.
+        chain_id: of that chain.
+        from_block: where to look for the charge from.
+
+    Raises:
+        VerificationFailed: the first thing that differs.
+        ChainError: the chain cannot be read.
+    """
+    receipt = signed.receipt
+    if (signed.chain_id, signed.vault) != (chain_id, vault.address):
+        raise VerificationFailed(
+            reason=f"it is of vault {signed.vault} on chain {signed.chain_id}, not {vault.address} on {chain_id}"
+        )
+    check_signature(signed)
+    shown = [f"signature of {signed.meter} over the receipt", check_amount(signed)]
+
+    check = await vault.verify_receipt(receipt, bytes.fromhex(signed.signature[2:]))
+    if check.digest != signed.digest or check.signer != signed.meter:
+        raise VerificationFailed(reason=f"the vault reads signer {check.signer} and digest {check.digest}")
+    if not check.valid_at_issue:
+        raise VerificationFailed(
+            reason=f"{signed.meter} was not a valid meter of the platform when it was issued"
+        )
+    shown.append("meter valid when it was issued" + ("" if check.valid_now else ", retired since"))
+    if not check.used:
+        raise VerificationFailed(reason="its charge is not on the chain")
+
+    topics = [_CHARGED_TOPIC, receipt.account, f"0x{receipt.charge_id:064x}"]
+    logs = await vault.logs(fromBlock=hex(from_block), toBlock="latest", topics=topics)
+    if not logs:
+        raise VerificationFailed(reason="its charge id was voided: nothing was charged")
+    position, event = logs[0]
+    assert isinstance(event, Charged)  # noqa: S101 - its topic was asked for
+    if event.receipt_hash != signed.digest:
+        raise VerificationFailed(reason=f"the chain's charge is for another receipt, {event.receipt_hash}")
+    if event.amount != receipt.amount:
+        raise VerificationFailed(
+            reason=f"{format_usd(event.amount)} USD was charged, the receipt says {format_usd(receipt.amount)} USD"
+        )
+    shown.append(f"charged on-chain, statement line {event.entry}")
+    return Proof(tuple(shown), position.tx_hash, position.block)
