@@ -5,38 +5,18 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from waterfall import signers
 from waterfall.errors import SettingsError
+from waterfall.gateway.config import GatewaySettings, ModelSettings, UpstreamSettings
 from waterfall.signers import Signer
-from waterfall.types import Address, Price
+from waterfall.types import Address, Frozen
 
 DEFAULT_FILE = Path("waterfall.toml")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class GatewaySettings(_Section):
-    """`[gateway]`: the HTTP server."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
-    """0 takes a free port."""
-    admin_key_env: str = "WATERFALL_ADMIN_KEY"
-    """Environment variable with the platform's first API key."""
-    max_body_bytes: int = Field(default=16 * 2**20, ge=1024)
-    default_max_output_tokens: int = Field(default=4096, ge=1)
-    """Output cap of a call that sets none."""
-    max_projection_age_seconds: float = Field(default=60, gt=0)
-    """No call is authorised on a view of the chain older than this."""
-    drain_seconds: float = Field(default=60, gt=0)
-    """How long the rest of a stream is read, for its usage, after its client has gone."""
-
-
-class ChainSettings(_Section):
+class ChainSettings(Frozen):
     """`[chain]`: the chain, the vault and the platform. `waterfall dev` brings its own."""
 
     rpc_url: str
@@ -57,7 +37,7 @@ class ChainSettings(_Section):
     """The most a transaction may offer per gas."""
 
 
-class KeySettings(_Section):
+class KeySettings(Frozen):
     """`[keys]`: where the keys are: `env:VARIABLE`, or `keystore:FILE` with its password in `password_env`."""
 
     meter: str = "env:WATERFALL_METER_KEY"
@@ -82,60 +62,7 @@ class KeySettings(_Section):
         raise SettingsError(reason=f"keys: {reference!r} is neither env:VARIABLE nor keystore:FILE")
 
 
-class UpstreamSettings(_Section):
-    """`[upstreams.NAME]`: a provider."""
-
-    kind: Literal["openai"]
-    """What it speaks."""
-    base_url: str = Field(pattern=r"^https?://[^\s/]+")
-    """Up to and with /v1."""
-    api_key_env: str | None = None
-    output_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """The request field by which this upstream limits output."""
-    connect_seconds: float = Field(default=10, gt=0)
-    timeout_seconds: float = Field(default=600, gt=0)
-    """Longest silence before and within an answer."""
-
-    @property
-    def api_key(self) -> str | None:
-        """The upstream's key, from the environment."""
-        return os.environ.get(self.api_key_env) if self.api_key_env else None
-
-
-def _price_text(value: Any) -> Any:
-    if isinstance(value, int | float):
-        raise ValueError('write the price in quotes, such as "0.15": a bare number would be rounded')  # noqa: TRY004
-    return value
-
-
-_PriceText = Annotated[Price, BeforeValidator(_price_text)]
-
-
-class ModelSettings(_Section):
-    """`[models."NAME"]`: a model that callers may use, by the name they use."""
-
-    upstream: str
-    model: str | None = None
-    """The upstream's name for it; absent: the same."""
-    provider: str | None = None
-    """Whose published prices apply (an id of genai-prices); absent: found by the model's name."""
-    max_output_tokens: int | None = Field(default=None, ge=1)
-    """Output cap of a call that sets none; absent: the gateway's."""
-    input_usd_per_mtok: _PriceText | None = None
-    cached_input_usd_per_mtok: _PriceText | None = None
-    """Absent: the input price."""
-    output_usd_per_mtok: _PriceText | None = None
-
-    @model_validator(mode="after")
-    def _price_is_whole(self) -> Self:
-        if (self.input_usd_per_mtok is None) != (self.output_usd_per_mtok is None):
-            raise ValueError("input_usd_per_mtok and output_usd_per_mtok belong together")
-        if self.cached_input_usd_per_mtok is not None and self.input_usd_per_mtok is None:
-            raise ValueError("cached_input_usd_per_mtok needs input_usd_per_mtok")
-        return self
-
-
-class Settings(_Section):
+class Settings(Frozen):
     """The whole file."""
 
     database: str = "sqlite:///.waterfall/waterfall.db"

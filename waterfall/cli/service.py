@@ -135,7 +135,15 @@ async def serve(
     with listener:
         async with open_ledger(settings, chain, secrets) as (ledger, relayer):
             await ledger.add_key(secrets.admin_key, account=None, name="admin")
-            gateway = Gateway(settings, ledger, secrets.meter, secrets.label_salt, relayer.halted)
+            gateway = Gateway(
+                settings.gateway,
+                settings.upstreams,
+                settings.models,
+                ledger,
+                secrets.meter,
+                secrets.label_salt,
+                relayer.halted,
+            )
             server = _Server(
                 uvicorn.Config(
                     gateway.app,

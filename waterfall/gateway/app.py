@@ -18,11 +18,11 @@ from waterfall.gateway import admin, chat
 from waterfall.gateway.access import authenticate, payer
 from waterfall.gateway.calls import Calls
 from waterfall.gateway.completions import Serving
+from waterfall.gateway.config import GatewaySettings, ModelSettings, UpstreamSettings
 from waterfall.gateway.models import Models
 from waterfall.gateway.render import error_response
 from waterfall.gateway.upstreams import Upstream
 from waterfall.ledger.store import Ledger
-from waterfall.settings import Settings
 from waterfall.signers import Signer
 
 log = structlog.get_logger()
@@ -34,12 +34,21 @@ class Gateway:
     """The HTTP surfaces of one platform over one ledger."""
 
     def __init__(
-        self, settings: Settings, ledger: Ledger, meter: Signer, label_salt: bytes, halted: Mapping[str, str]
+        self,
+        settings: GatewaySettings,
+        upstreams: Mapping[str, UpstreamSettings],
+        models: Mapping[str, ModelSettings],
+        ledger: Ledger,
+        meter: Signer,
+        label_salt: bytes,
+        halted: Mapping[str, str],
     ) -> None:
         """A gateway.
 
         Args:
-            settings: the whole file.
+            settings: how it serves.
+            upstreams: by name.
+            models: by the names callers use.
             ledger: where the money is.
             meter: signs receipts.
             label_salt: keeps account labels unreadable on the chain.
@@ -48,13 +57,13 @@ class Gateway:
         self._settings = settings
         self._ledger = ledger
         self._halted = halted
-        self._upstreams = {name: Upstream(name, upstream) for name, upstream in settings.upstreams.items()}
-        self.models = Models(settings.models, self._upstreams, settings.gateway)
+        self._upstreams = {name: Upstream(name, upstream) for name, upstream in upstreams.items()}
+        self.models = Models(models, self._upstreams, settings)
         self.calls = Calls(
             ledger,
             meter,
-            max_projection_age_seconds=settings.gateway.max_projection_age_seconds,
-            longest_call_seconds=max((u.timeout_seconds for u in settings.upstreams.values()), default=0),
+            max_projection_age_seconds=settings.max_projection_age_seconds,
+            longest_call_seconds=max((u.timeout_seconds for u in upstreams.values()), default=0),
         )
         self.app = self._app(label_salt)
 
@@ -65,7 +74,7 @@ class Gateway:
             summary="LLM calls, each checked against an on-chain wallet, metered, priced and settled.",
             lifespan=self._lifespan,
         )
-        app.add_middleware(_BodyLimit, limit=self._settings.gateway.max_body_bytes)
+        app.add_middleware(_BodyLimit, limit=self._settings.max_body_bytes)
         app.add_exception_handler(WaterfallError, _on_waterfall_error)
         app.add_exception_handler(RequestValidationError, _on_invalid_request)
         app.add_exception_handler(HTTPException, _on_http_exception)
@@ -93,7 +102,7 @@ class Gateway:
             log.warning("no price is known: calls are refused", model=model)
         leases = asyncio.create_task(self.calls.renew_leases())
         yield
-        await self.calls.drain(self._settings.gateway.drain_seconds)
+        await self.calls.drain(self._settings.drain_seconds)
         leases.cancel()
         with suppress(asyncio.CancelledError):
             await leases
@@ -108,7 +117,7 @@ class Gateway:
         wanted = chat.read(await request.body())
         model = self.models.find(wanted.model)
         held = await self.calls.hold(caller, model, wanted.bound(model))
-        serving = Serving(self.calls, wanted, model, held, self._settings.gateway.drain_seconds)
+        serving = Serving(self.calls, wanted, model, held, self._settings.drain_seconds)
         if wanted.stream:
             return await serving.streamed()
         return await asyncio.shield(self.calls.start(serving.whole()))

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from waterfall.errors import ModelNotFound, ModelNotPriced
+from waterfall.gateway.config import GatewaySettings, ModelSettings
 from waterfall.gateway.upstreams import Upstream
 from waterfall.metering.prices import published_card
 from waterfall.receipts import price_id
-from waterfall.settings import GatewaySettings, ModelSettings
 from waterfall.types import RateCard, Rates
 
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 
 from waterfall.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable, WaterfallError
-from waterfall.settings import UpstreamSettings
+from waterfall.gateway.config import UpstreamSettings
 
 # Idle connections are closed before the provider closes them: a request that meets a closing connection may or
 # may not have been served.
