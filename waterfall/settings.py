@@ -69,8 +69,8 @@ class Settings(Frozen):
     gateway: GatewaySettings = GatewaySettings()
     chain: ChainSettings | None = None
     keys: KeySettings = KeySettings()
-    upstreams: dict[str, UpstreamSettings] = {}
-    models: dict[str, ModelSettings] = {}
+    upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict)
+    models: dict[str, ModelSettings] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _upstreams_exist(self) -> Self:

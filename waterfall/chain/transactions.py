@@ -3,14 +3,19 @@
 Source: https://eips.ethereum.org/EIPS/eip-1559
 """
 
+import asyncio
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from eth_account.typed_transactions.typed_transaction import TypedTransaction
 from eth_hash.auto import keccak
 
 from waterfall.chain.rpc import Rpc, RpcError, RpcUnavailable
+from waterfall.errors import ChainError
 from waterfall.signers import Signer
+
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +135,46 @@ def classify(message: str) -> Broadcast:
     if any(fragment in text for fragment in _REFUSED):
         return Broadcast.REFUSED
     return Broadcast.UNKNOWN
+
+
+async def transact(
+    rpc: Rpc, signer: Signer, target: str | None, calldata: bytes, *, timeout_seconds: float = 60
+) -> Any:
+    """Send one transaction and wait until it is mined: for set-up and by hand, never for a lane's key.
+
+    Args:
+        rpc: the node.
+        signer: who sends.
+        target: the contract; None creates one.
+        calldata: what to call, or the code to create.
+        timeout_seconds: how long to wait.
+
+    Returns:
+        The transaction's receipt.
+
+    Raises:
+        ChainError: it reverted, was refused, or was not mined in time.
+    """
+    call = {"from": signer.address, "data": "0x" + calldata.hex()} | ({"to": target} if target else {})
+    gas = int(await rpc.call("eth_estimateGas", call), 16)
+    signed = sign(
+        signer,
+        chain_id=int(await rpc.call("eth_chainId"), 16),
+        nonce=int(await rpc.call("eth_getTransactionCount", signer.address, "pending"), 16),
+        target=target,
+        calldata=calldata,
+        gas=gas + gas // 5,
+        fees=await suggest_fees(rpc, max_fee_cap=2**63),
+    )
+    outcome, detail = await broadcast(rpc, signed.raw)
+    if outcome is Broadcast.REFUSED:
+        raise ChainError(reason=f"a transaction of {signer.address} was refused: {detail}")
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            while (receipt := await rpc.call("eth_getTransactionReceipt", signed.tx_hash)) is None:
+                await asyncio.sleep(_POLL_SECONDS)
+    except TimeoutError:
+        raise ChainError(reason=f"{signed.tx_hash} was not mined within {timeout_seconds:g} s") from None
+    if receipt["status"] != "0x1":
+        raise ChainError(reason=f"{signed.tx_hash} was mined and failed")
+    return receipt

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 
 import structlog
-from eth_abi.abi import decode, encode
 from eth_hash.auto import keccak
 
 from waterfall.chain import vault as calls
 from waterfall.chain.rpc import Rpc
+from waterfall.chain.token import TRANSFER_TOPIC, balance_of
 from waterfall.errors import LaneHalted, LedgerError
 from waterfall.ledger import slots, views
 from waterfall.ledger.slots import Slot
@@ -21,7 +21,6 @@ log = structlog.get_logger()
 
 _NOT_A_METER = "0x" + keccak(b"NotAMeter(uint128,address)")[:4].hex()
 _BATCH_SECONDS = 30 * 60
-_TRANSFER = "0x" + keccak(b"Transfer(address,address,uint256)").hex()
 
 
 @dataclass
@@ -108,19 +107,14 @@ class Batches:
                 "address": self.token,
                 "fromBlock": hex(self._watched_to + 1),
                 "toBlock": hex(head.block.number),
-                "topics": [_TRANSFER, None, ["0x" + address[2:].rjust(64, "0") for address in accounts]],
+                "topics": [TRANSFER_TOPIC, None, ["0x" + address[2:].rjust(64, "0") for address in accounts]],
             }
             logs = await self.rpc.call("eth_getLogs", criteria) if accounts else []
             candidates = {"0x" + entry["topics"][2][26:] for entry in logs}
         for address in candidates:
-            if await self._balance(address) > 0:
+            if await balance_of(self.rpc, self.token, address) > 0:
                 self._to_sweep.append(accounts[address])
         self._watched_to = head.block.number
-
-    async def _balance(self, address: str) -> int:
-        data = keccak(b"balanceOf(address)")[:4] + encode(("address",), (address,))
-        result = await self.rpc.call("eth_call", {"to": self.token, "data": "0x" + data.hex()}, "latest")
-        return int(decode(("uint256",), bytes.fromhex(result[2:]))[0])
 
 
 @dataclass
