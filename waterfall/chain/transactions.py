@@ -18,6 +18,7 @@ from waterfall.signers import Signer
 _POLL_SECONDS = 0.1
 
 
+
 @dataclass(frozen=True, slots=True)
 class Fees:
     """What a transaction pays for gas, in wei per gas."""

@@ -1,0 +1,217 @@
+"""`waterfall accounts`, `keys` and `policy`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from waterfall.cli import funding
+from waterfall.cli.api import connect
+from waterfall.cli.output import Json, command, facts, out, show
+from waterfall.errors import SettingsError
+from waterfall.money import parse_usd, units_to_tokens
+from waterfall.types import ZERO_ADDRESS
+
+accounts = typer.Typer(help="Accounts of users, agents and teams.", no_args_is_help=True)
+keys = typer.Typer(help="API keys.", no_args_is_help=True)
+policy = typer.Typer(help="Spend policies.", no_args_is_help=True)
+
+Url = Annotated[str | None, typer.Option("--url", help="The gateway [default: the running `waterfall dev`].")]
+Key = Annotated[str | None, typer.Option("--key", help="The platform's key [default: WATERFALL_ADMIN_KEY].")]
+Id = Annotated[str, typer.Argument(help="The account's id, 0x… (64 digits).", metavar="ACCOUNT")]
+
+
+@accounts.command("create")
+@command
+async def create(
+    label: Annotated[str, typer.Argument(help="Your name for it; the chain sees only a salted hash.")],
+    owner: Annotated[
+        str, typer.Option(help="The user's wallet, who may take unspent credit out.")
+    ] = ZERO_ADDRESS,
+    url: Url = None,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Open an account."""
+    account = await connect(url, key).request("POST", "/api/accounts", {"label": label, "owner": owner})
+    show(account, as_json, _account)
+
+
+@accounts.command("list")
+@command
+async def list_(url: Url = None, key: Key = None, as_json: Json = False) -> None:
+    """All accounts."""
+    show(await connect(url, key).request("GET", "/api/accounts"), as_json, _accounts)
+
+
+@accounts.command("show")
+@command
+async def show_(account: Id, url: Url = None, key: Key = None, as_json: Json = False) -> None:
+    """One account and its money."""
+    show(await connect(url, key).request("GET", f"/api/accounts/{account}"), as_json, _account)
+
+
+@accounts.command("statement")
+@command
+async def statement(
+    account: Id,
+    after: Annotated[int, typer.Option(help="Lines after this number.")] = 0,
+    limit: Annotated[int, typer.Option(help="How many lines.")] = 100,
+    url: Url = None,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """What happened to an account on the chain."""
+    path = f"/api/accounts/{account}/statement?after={after}&limit={limit}"
+    show(await connect(url, key).request("GET", path), as_json, _statement)
+
+
+@accounts.command("fund")
+@command
+async def fund(
+    account: Id,
+    usd: Annotated[str, typer.Argument(help="How much, such as 12.50.")],
+    wallet: Annotated[
+        str | None,
+        typer.Option(help="Whose USDC: env:VARIABLE or keystore:FILE [default: minted, on the local chain]."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The waterfall.toml that names the chain [default: the local chain].")
+    ] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Deposit USDC into an account and wait until it can be spent."""
+    try:
+        tokens = units_to_tokens(parse_usd(usd))
+    except ValueError as error:
+        raise SettingsError(reason=str(error)) from None
+    if tokens <= 0:
+        raise SettingsError(reason="fund with a positive amount")
+    api = connect(url, key)
+    before = await api.request("GET", f"/api/accounts/{account}")
+    transaction = await funding.deposit(before, tokens, wallet=wallet, config=config)
+    with out.status("Waiting until it can be spent …"):
+        after = await funding.wait_for_deposit(api, account, transaction)
+    show({**after, "transaction": transaction}, as_json, _account)
+
+
+@keys.command("create")
+@command
+async def create_key(
+    account: Id,
+    name: Annotated[str, typer.Option(help="What it is for.")] = "",
+    expires_at: Annotated[int | None, typer.Option(help="Unix second [default: never].")] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Make an API key of an account; it is shown once."""
+    body = {"name": name, "expires_at": expires_at}
+    made = await connect(url, key).request("POST", f"/api/accounts/{account}/keys", body)
+    show(
+        made,
+        as_json,
+        lambda k: facts("API key (shown only now)", [("key", k["key"]), ("account", k["account"])]),
+    )
+
+
+@policy.command("set")
+@command
+async def set_policy(
+    account: Id,
+    max_per_charge: Annotated[str | None, typer.Option(help="USD; 0 refuses every call.")] = None,
+    max_per_window: Annotated[str | None, typer.Option(help="USD per window.")] = None,
+    window_seconds: Annotated[int | None, typer.Option(help="Length of a window, at least 60.")] = None,
+    expires_at: Annotated[
+        int | None, typer.Option(help="Unix second from which nothing may be charged.")
+    ] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Set an account's limits; those not given do not exist."""
+    body = {
+        "max_per_charge": max_per_charge,
+        "max_per_window": max_per_window,
+        "window_seconds": window_seconds,
+        "expires_at": expires_at,
+    }
+    show(await connect(url, key).request("PUT", f"/api/accounts/{account}/policy", body), as_json, _account)
+
+
+@policy.command("show")
+@command
+async def show_policy(account: Id, url: Url = None, key: Key = None, as_json: Json = False) -> None:
+    """An account's limits: on the chain, and asked for."""
+    found = await connect(url, key).request("GET", f"/api/accounts/{account}")
+    show({name: found[name] for name in ("policy", "wanted_policy")}, as_json, _policies)
+
+
+def _policies(found: Any) -> Table:
+    return facts(
+        "Policy", [("on the chain", _limits(found["policy"])), ("asked for", _limits(found["wanted_policy"]))]
+    )
+
+
+def _limits(found: Any) -> str | None:
+    if found is None:
+        return None
+    parts = []
+    if found["max_per_charge"] is not None:
+        parts.append(f"{found['max_per_charge']} USD per charge")
+    if found["max_per_window"] is not None:
+        parts.append(f"{found['max_per_window']} USD per {found['window_seconds']} s")
+    if found["expires_at"] is not None:
+        parts.append(f"until {found['expires_at']}")
+    return ", ".join(parts) or "no limits"
+
+
+def _account(account: Any) -> Table:
+    pairs = [
+        ("id", account["id"]),
+        ("owner", "the platform" if account["owner"] == ZERO_ADDRESS else account["owner"]),
+        ("deposit address", account["deposit_address"]),
+        ("balance", f"{account['balance']} USD on-chain"),
+        ("available", f"{account['available']} USD"),
+        ("held", f"{account['held']} USD"),
+        ("unsettled", f"{account['unsettled']} USD"),
+        ("policy", _limits(account["policy"])),
+    ]
+    if account["wanted_policy"] is not None:
+        pairs.append(("policy asked for", _limits(account["wanted_policy"])))
+    if "transaction" in account:
+        pairs.append(("deposited by", account["transaction"]))
+    return facts(account["label"] or "(label unknown)", pairs)
+
+
+def _accounts(found: Any) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("label", "id"):
+        table.add_column(name, overflow="fold")
+    for name in ("balance", "available", "held", "unsettled"):
+        table.add_column(name, justify="right")
+    for account in found:
+        numbers = (account[name] for name in ("balance", "available", "held", "unsettled"))
+        table.add_row(account["label"] or "–", account["id"], *numbers)
+    return table
+
+
+def _statement(found: Any) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("line", justify="right")
+    table.add_column("event")
+    table.add_column("USD", justify="right")
+    table.add_column("receipt")
+    table.add_column("block", justify="right")
+    for line in found["lines"]:
+        sign = "-" if line["event"] == "Charged" else ""
+        amount = f"{sign}{line['amount']}" if line["amount"] is not None else "–"
+        table.add_row(
+            str(line["entry"]), line["event"], amount, line["receipt_id"] or "–", str(line["block"])
+        )
+    for call in found["unsettled"]:
+        table.add_row("", f"({call['status']})", f"-{call['cost']}", call["id"], "")
+    return table
