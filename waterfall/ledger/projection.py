@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from waterfall.chain import events as chain
 from waterfall.chain.vault import policy_of
 from waterfall.ledger import schema
-from waterfall.ledger.journal import SEQUENCE_BITS, now_ms
+from waterfall.ledger.journal import SEQUENCE_BITS, now_ms, recount
 from waterfall.ledger.writer import Transaction
 from waterfall.types import Policy
 
@@ -281,6 +281,18 @@ def rewind(tx: Transaction, to: int) -> None:
     for slot in reopened:
         if slot.purpose == "policy":
             _want_again(tx, int(slot.reference))
+
+
+def reset(tx: Transaction) -> None:
+    """Forget everything that came from the chain; what did not, stays, and is unsettled until the chain says more."""
+    for table in (schema.undo, schema.events, schema.raises, schema.blocks):
+        tx.run(table.delete())
+    wallets, charges = schema.wallets, schema.charges
+    nothing = {name: None if wallets.c[name].nullable else 0 for name in (*schema.UNDONE, "pending", "superseded")}
+    tx.run(wallets.update().values(**nothing))
+    again = {"state": "queued", "reason": None, "block": None, "tx_hash": None, "settled_at": None}
+    tx.run(charges.update().where(charges.c.state != "free").values(**again))
+    recount(tx)
 
 
 def _want_again(tx: Transaction, order: int) -> None:

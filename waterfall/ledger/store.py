@@ -18,12 +18,13 @@ from waterfall.ledger import journal, keys, projection, schema
 from waterfall.ledger.journal import Caller, Captured, Hold
 from waterfall.ledger.keys import ApiKey
 from waterfall.ledger.projection import Block, Events
-from waterfall.ledger.writer import Operation, Writer
+from waterfall.ledger.writer import Operation, Transaction, Writer
 from waterfall.metering.prices import Bound
 from waterfall.types import RateCard, SignedReceipt
 
 T = TypeVar("T")
 
+EPOCH_BITS = 32
 LEASE_MS = 5 * 60 * 1000
 """A hold whose call has not renewed it for this long is taken for abandoned."""
 
@@ -268,6 +269,18 @@ class Ledger:
         self.head = Head(to, time.monotonic())
         self.captured.set()
 
+    async def rebuild(self) -> None:
+        """Forget the projection and begin a new epoch; the next blocks applied start from the vault's first."""
+
+        def operation(tx: Transaction) -> int:
+            projection.reset(tx)
+            epoch = secrets.randbits(EPOCH_BITS)
+            tx.run(schema.meta.update().where(schema.meta.c.key == "epoch").values(value=str(epoch)))
+            return epoch
+
+        self.epoch = await self._writer.run(operation)
+        self.head = None
+
     async def recent_blocks(self) -> list[Block]:
         """The blocks kept for comparison with the chain, newest first."""
 
@@ -333,7 +346,7 @@ def _open_schema(connection: sa.Connection, identity: dict[str, str]) -> int:
     table = schema.meta
     known = {row.key: row.value for row in connection.execute(sa.select(table))}
     if not known:
-        known = {**identity, "schema": schema.VERSION, "epoch": str(secrets.randbits(32))}
+        known = {**identity, "schema": schema.VERSION, "epoch": str(secrets.randbits(EPOCH_BITS))}
         connection.execute(table.insert(), [{"key": key, "value": value} for key, value in known.items()])
     if known["schema"] != schema.VERSION:
         raise LedgerError(
