@@ -1,0 +1,63 @@
+"""Compile the contracts into the package's artifacts, so that an installed Waterfall needs no compiler.
+
+    ape run artifacts
+
+tests/contracts/test_artifacts.py holds the committed files against the sources.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from ape import compilers, project
+
+CONTRACTS = ("CreditVault", "DepositAddress", "TestUSDC")
+FOLDER = Path(__file__).resolve().parent.parent / "waterfall" / "chain" / "artifacts"
+
+
+def build(name: str) -> dict[str, Any]:
+    """The artifact of one contract, compiled from the sources as they are now."""
+    contract = project.contracts[name]
+    compiler = next(used for used in project.manifest.compilers if name in used.contractTypes)
+    settings = {key: value for key, value in compiler.settings.items() if key != "outputSelection"}
+    return {
+        "contractName": name,
+        "sourceName": contract.source_id,
+        "sourceHash": source_hash(contract.source_id),
+        "compiler": {"name": "solc", "version": compiler.version, "settings": settings},
+        "abi": [item.model_dump(mode="json", by_alias=True, exclude_none=True) for item in contract.abi],
+        "bytecode": _hex(contract.deployment_bytecode.bytecode),
+        "deployedBytecode": _hex(contract.runtime_bytecode.bytecode),
+    }
+
+
+def source_hash(source_id: str) -> str:
+    """SHA-256 over a contract's source and all it imports: of what `sha256sum` prints for them in path order."""
+    solidity = compilers.get_compiler("solidity")
+    imports = solidity.get_imports([project.path / source_id], project=project)[source_id]
+    lines = (
+        f"{hashlib.sha256((project.path / path).read_bytes()).hexdigest()}  {path}\n"
+        for path in sorted({source_id, *imports})
+    )
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def text(artifact: dict[str, Any]) -> str:
+    """An artifact as its file holds it; keys are in the order `build` gives them."""
+    return json.dumps(artifact, indent=1, ensure_ascii=False) + "\n"
+
+
+def _hex(code: str) -> str:
+    return "0x" + code.removeprefix("0x")
+
+
+@click.command()
+def cli() -> None:
+    """Write the artifacts."""
+    project.load_contracts()
+    for name in CONTRACTS:
+        file = FOLDER / f"{name}.json"
+        file.write_text(text(build(name)))
+        print(file.relative_to(project.path))
