@@ -3,6 +3,7 @@
 Hex strings are lower case with 0x. Ids beyond 2**53 are decimal strings in JSON, as JavaScript would round them.
 """
 
+import re
 from decimal import Decimal
 from itertools import pairwise
 from typing import Annotated, Any, Self
@@ -18,19 +19,23 @@ from pydantic import (
     model_validator,
 )
 
-from waterfall.money import Usd
+from waterfall.money import MAX_UNITS, Usd
 
 Hash32 = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{64}$")]
 """32 bytes: account ids, digests, hashes of transactions and blocks."""
 
-Address = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{40}$", to_lower=True)]
+Address = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-fA-F]{40}$", to_lower=True)]
 """20 bytes; any case is taken, lower case is kept."""
 
 ZERO_ADDRESS: Address = "0x" + "00" * 20
 
 
 def _int_from_text(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
+    if isinstance(value, str):
+        if not (value.isascii() and value.isdecimal()):
+            raise ValueError("write the integer as decimal digits")
+        return int(value)
+    return value
 
 
 BigInt = Annotated[
@@ -41,11 +46,19 @@ BigInt = Annotated[
 ]
 """An integer that JSON carries as a decimal string."""
 
+PlatformId = Annotated[BigInt, Field(ge=0, lt=2**128)]
+ChargeId = Annotated[BigInt, Field(ge=0, lt=2**64)]
+Credit = Annotated[Usd, Field(ge=0, le=MAX_UNITS)]
+"""An amount as the vault stores it."""
+
+
+_PLAIN_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?")
+
 
 def _decimal_from_text(value: Any) -> Any:
     if isinstance(value, Decimal):
         return value
-    if isinstance(value, str):
+    if isinstance(value, str) and _PLAIN_DECIMAL.fullmatch(value):
         return Decimal(value)
     raise ValueError('write a price as a decimal string such as "0.15"')
 
@@ -123,9 +136,9 @@ class RateCard(Frozen):
 class UsageReceipt(Frozen):
     """What the meter says of one call: the EIP-712 struct of the vault's interface, field by field."""
 
-    platform: BigInt
+    platform: PlatformId
     account: Hash32
-    charge_id: BigInt
+    charge_id: ChargeId
     request_hash: Hash32
     """keccak256 of the request body as the gateway received it."""
     response_hash: Hash32
@@ -139,8 +152,8 @@ class UsageReceipt(Frozen):
     """keccak256 of the provider's usage object as RFC 8785 JSON."""
     price_id: Hash32
     """keccak256 of the rate card as RFC 8785 JSON."""
-    amount: Usd
-    issued_at: int
+    amount: Credit
+    issued_at: int = Field(ge=0, lt=2**40)
     """Unix seconds."""
     complete: bool
     """False when the answer was cut, so that the usage is not the provider's last word."""
@@ -168,8 +181,8 @@ class Charge(Frozen):
     """One debit of one account, as the vault settles it."""
 
     account: Hash32
-    id: BigInt
-    amount: Usd
+    id: ChargeId
+    amount: Credit
     receipt_hash: Hash32
 
 
