@@ -12,6 +12,8 @@ from eth_hash.auto import keccak
 
 from waterfall.errors import SettingsError
 
+_KEY_BYTES = 32
+
 
 @runtime_checkable
 class Signer(Protocol):
@@ -58,7 +60,10 @@ def from_hex(private_key: str, *, name: str) -> LocalSigner:
         SettingsError: not a valid private key. The key itself is not shown.
     """
     try:
-        return LocalSigner(bytes.fromhex(private_key.strip().removeprefix("0x")))
+        key = bytes.fromhex(private_key.strip().removeprefix("0x"))
+        if len(key) != _KEY_BYTES:  # coincurve would take a key that was cut short for another key
+            raise ValueError
+        return LocalSigner(key)
     except ValueError:
         raise SettingsError(reason=f"{name} does not hold a private key (32 bytes of hex)") from None
 
@@ -89,3 +94,5 @@ def from_keystore(path: Path, password: str) -> LocalSigner:
         return LocalSigner(bytes(Account.decrypt(path.read_text(), password)))
     except (OSError, ValueError) as error:
         raise SettingsError(reason=f"the keystore {path} cannot be opened: {error}") from None
+    except (AttributeError, KeyError, NotImplementedError, TypeError):  # what eth-keyfile makes of other JSON
+        raise SettingsError(reason=f"the keystore {path} cannot be opened: it is no keystore") from None
