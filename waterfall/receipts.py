@@ -120,8 +120,26 @@ def recover(digest: bytes, signature: bytes) -> str:
 
 
 def canonical_hash(value: Any) -> str:
-    """keccak256 of a JSON value in its canonical form (RFC 8785), as hex."""
-    return "0x" + keccak(rfc8785.dumps(value)).hex()
+    """keccak256 of a JSON value in its canonical form (RFC 8785), as hex.
+
+    Numbers are doubles there: an integer beyond 2**53 (providers report nanoseconds) hashes as its nearest.
+
+    Raises:
+        ValueError: not a JSON value.
+    """
+    try:
+        canonical = rfc8785.dumps(value)
+    except rfc8785.IntegerDomainError:
+        canonical = rfc8785.dumps(_with_doubles(value))
+    return "0x" + keccak(canonical).hex()
+
+
+def _with_doubles(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_doubles(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_doubles(item) for item in value]
+    return float(value) if type(value) is int and abs(value) >= 2**53 else value
 
 
 def price_id(card: RateCard) -> str:
@@ -146,8 +164,15 @@ def check_signature(signed: SignedReceipt) -> None:
     signer = recover(digest, _word(signed.signature))
     if signer != signed.meter:
         raise VerificationFailed(reason=f"it was signed by {signer}, not by the meter {signed.meter}")
-    if canonical_hash(signed.usage) != signed.receipt.usage_hash:
+    if not _hashes_to(signed.usage, signed.receipt.usage_hash):
         raise VerificationFailed(reason="the usage object is not the one the receipt commits to")
     card = signed.rate_card.model_dump(mode="json") if signed.rate_card else None
-    if canonical_hash(card) != signed.receipt.price_id:
+    if not _hashes_to(card, signed.receipt.price_id):
         raise VerificationFailed(reason="the rate card is not the one the receipt commits to")
+
+
+def _hashes_to(value: Any, expected: str) -> bool:
+    try:
+        return canonical_hash(value) == expected
+    except (ValueError, OverflowError):  # no canonical form, so nothing commits to it
+        return False
