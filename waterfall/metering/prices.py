@@ -7,7 +7,8 @@ from importlib.metadata import version
 from typing import Any
 
 from genai_prices import data_snapshot
-from genai_prices.types import TieredPrices
+from genai_prices.types import TieredPrices, TimeOfDateConstraint
+from pydantic import ValidationError
 
 from waterfall.money import UNITS_PER_USD
 from waterfall.types import RateCard, Rates, Usage
@@ -40,11 +41,16 @@ def published_card(model: str, provider_model: str, provider: str | None, at: da
         provider: genai-prices' id of the provider; None guesses it from the model's name.
         at: timezone-aware.
 
-    A model with prices that a text call could incur and a `RateCard` cannot express has none.
+    A model with prices that a text call could incur and a `RateCard` cannot express has none: prices by the
+    time of day, by the request, or with more than twelve decimals.
     """
     try:
         found, info = data_snapshot.get_snapshot().find_provider_model(provider_model, None, provider, None)
     except LookupError:
+        return None
+    if isinstance(info.prices, list) and any(
+        isinstance(price.constraint, TimeOfDateConstraint) for price in info.prices
+    ):
         return None
     prices = {name: value for name, value in vars(info.get_prices(at)).items() if value is not None}
     input_, output = prices.pop("input_mtok", None), prices.pop("output_mtok", None)
@@ -52,10 +58,8 @@ def published_card(model: str, provider_model: str, provider: str | None, at: da
     if input_ is None or output is None or not prices.keys() <= _NOT_IN_TEXT_CALLS:
         return None
     steps = sorted({0, *_steps(input_), *_steps(cached), *_steps(output)})
-    return RateCard(
-        model=model,
-        source=f"genai-prices {version('genai-prices')}: {found.id}/{info.id}",
-        rates=tuple(
+    try:
+        rates = tuple(
             Rates(
                 above_input_tokens=step,
                 input_usd_per_mtok=_at(input_, step),
@@ -63,8 +67,11 @@ def published_card(model: str, provider_model: str, provider: str | None, at: da
                 output_usd_per_mtok=_at(output, step),
             )
             for step in steps
-        ),
-    )
+        )
+    except ValidationError:
+        return None
+    source = f"genai-prices {version('genai-prices')}: {found.id}/{info.id}"
+    return RateCard(model=model, source=source, rates=rates)
 
 
 def _steps(price: Any) -> list[int]:
