@@ -55,10 +55,13 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
     bytes32 private constant CHARGE_TYPEHASH =
         keccak256("Charge(bytes32 account,uint64 id,uint96 amount,bytes32 receiptHash)");
     bytes32 private constant SETTLEMENT_TYPEHASH = keccak256(
-        "Settlement(uint128 platform,Charge[] charges,uint40 deadline)Charge(bytes32 account,uint64 id,uint96 amount,bytes32 receiptHash)"
+        "Settlement(uint128 platform,Charge[] charges,uint40 deadline)"
+        "Charge(bytes32 account,uint64 id,uint96 amount,bytes32 receiptHash)"
     );
     bytes32 private constant USAGE_RECEIPT_TYPEHASH = keccak256(
-        "UsageReceipt(uint128 platform,bytes32 account,uint64 chargeId,bytes32 requestHash,bytes32 responseHash,string model,uint64 inputTokens,uint64 cachedInputTokens,uint64 outputTokens,uint64 reasoningTokens,bytes32 usageHash,bytes32 priceId,uint96 amount,uint40 issuedAt,bool complete)"
+        "UsageReceipt(uint128 platform,bytes32 account,uint64 chargeId,bytes32 requestHash,"
+        "bytes32 responseHash,string model,uint64 inputTokens,uint64 cachedInputTokens,uint64 outputTokens,"
+        "uint64 reasoningTokens,bytes32 usageHash,bytes32 priceId,uint96 amount,uint40 issuedAt,bool complete)"
     );
 
     /// @inheritdoc ICreditVault
@@ -174,8 +177,9 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         uint32 window;
         if (limits & LIMIT_PER_WINDOW != 0) {
             window = _currentWindow(policy.windowSeconds);
-            if (state.has(LIMIT_PER_WINDOW)) {
-                spent = _spentIn(_currentWindow(record.policy.windowSeconds), state);
+            if (state.has(LIMIT_PER_WINDOW) && state.window() == _currentWindow(record.policy.windowSeconds))
+            {
+                spent = state.spentInWindow();
             }
         }
 
@@ -256,26 +260,35 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         address meter = ECDSA.recoverCalldata(hashSettlement(platform, charges, deadline), meterSignature);
         if (!_isValid(_meters[platform][meter])) revert NotAMeter(platform, meter);
 
+        mapping(bytes32 account => Account) storage accounts = _accounts[platform];
         mapping(uint256 word => uint256 bits) storage usedIds = _usedIds[platform];
         // Ids are dense: the bits of one word are kept at hand while charge follows charge in it.
         uint256 word = charges[0].id >> 8;
         uint256 bits = usedIds[word];
-        uint96 earned;
+        uint256 earned;
         for (uint256 i = 0; i < charges.length; ++i) {
             Charge calldata charge = charges[i];
-            if (charge.id >> 8 != word) {
+            uint64 id = charge.id;
+            if (id >> 8 != word) {
                 usedIds[word] = bits;
-                word = charge.id >> 8;
+                word = id >> 8;
                 bits = usedIds[word];
             }
-            uint256 bit = 1 << (charge.id & 0xff);
-            if (bits & bit == 0 && _charge(platform, charge)) {
+            uint256 bit = 1 << (id & 0xff);
+            if (bits & bit != 0) continue;
+            (uint256 amount, Rejection reason) = _charge(accounts[charge.account], charge, id);
+            if (amount != 0) {
                 bits |= bit;
-                earned += charge.amount;
+                unchecked {
+                    earned += amount; // MAX_CHARGES of uint96
+                }
+            } else {
+                emit ChargeRejected(platform, charge.account, id, reason);
             }
         }
         usedIds[word] = bits;
-        _platforms[platform].earnings += earned;
+        // forge-lint: disable-next-line(unsafe-typecast): no more than all the credit there is
+        _platforms[platform].earnings += uint96(earned);
     }
 
     /// @inheritdoc ICreditVault
@@ -461,59 +474,65 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
     }
 
     /// @dev Charges an account if it can bear it; the caller marks the id and books the earnings.
-    /// @return whether it was charged
-    function _charge(uint128 platform, Charge calldata charge) private returns (bool) {
-        Account storage record = _accounts[platform][charge.account];
+    /// @return charged the amount, or 0 if the charge is refused
+    /// @return reason why it is refused
+    function _charge(Account storage record, Charge calldata charge, uint64 id)
+        private
+        returns (uint256 charged, Rejection reason)
+    {
+        // Amounts are uint256 here, as masking narrower ones costs more than the arithmetic does. Each is cast
+        // back only after a comparison with a field as narrow.
+        // forge-lint: disable-start(unsafe-typecast)
         AccountState state = record.state;
-        uint96 amount = charge.amount;
-        if (amount == 0) return _reject(platform, charge, Rejection.ZeroAmount);
-
-        uint96 balance = state.balance();
-        uint96 missing = amount > balance ? amount - balance : 0;
-        if (missing != 0 && missing > _chargeableExit(record, state)) {
-            return _reject(platform, charge, Rejection.Balance);
-        }
+        uint256 amount = charge.amount;
+        if (amount == 0) return (0, Rejection.ZeroAmount);
 
         if (state.has(LIMITS)) {
-            Policy memory policy = record.policy;
-            if (state.has(LIMIT_PER_CHARGE) && amount > policy.maxPerCharge) {
-                return _reject(platform, charge, Rejection.MaxPerCharge);
+            Policy storage policy = record.policy;
+            // All at once: one read of the slot.
+            (uint256 maxPerCharge, uint256 maxPerWindow, uint256 windowSeconds, uint256 expiresAt) =
+                (policy.maxPerCharge, policy.maxPerWindow, policy.windowSeconds, policy.expiresAt);
+            if (state.has(LIMIT_PER_CHARGE)) {
+                if (amount > maxPerCharge) return (0, Rejection.MaxPerCharge);
             }
             if (state.has(LIMIT_PER_WINDOW)) {
-                uint32 window = _currentWindow(policy.windowSeconds);
-                uint256 spent = uint256(_spentIn(window, state)) + amount;
-                if (spent > policy.maxPerWindow) return _reject(platform, charge, Rejection.MaxPerWindow);
-                // forge-lint: disable-next-line(unsafe-typecast): at most maxPerWindow
+                uint32 window = _currentWindow(windowSeconds);
+                uint256 spent = amount;
+                unchecked {
+                    if (window == state.window()) spent += state.spentInWindow();
+                }
+                if (spent > maxPerWindow) return (0, Rejection.MaxPerWindow);
                 state = state.setSpentInWindow(uint80(spent), window);
             }
-            if (state.has(LIMIT_EXPIRY) && block.timestamp >= policy.expiresAt) {
-                return _reject(platform, charge, Rejection.PolicyExpired);
+            if (state.has(LIMIT_EXPIRY)) {
+                if (block.timestamp >= expiresAt) return (0, Rejection.PolicyExpired);
             }
         }
 
-        if (missing != 0) {
+        if (amount > state.balance()) {
+            uint96 missing = uint96(amount - state.balance());
+            if (missing > _chargeableExit(record, state)) return (0, Rejection.Balance);
             state = _drawExit(record, state, missing);
-            emit ExitDrawn(charge.account, charge.id, missing);
+            emit ExitDrawn(charge.account, id, missing);
         }
-        state = state.setBalance(balance + missing - amount).addEntry();
+        unchecked {
+            state = state.setBalance(uint96(state.balance() - amount)).addEntry();
+        }
         record.state = state;
-        emit Charged(charge.account, charge.id, amount, state.entries(), charge.receiptHash);
-        return true;
+        emit Charged(charge.account, id, uint96(amount), state.entries(), charge.receiptHash);
+        charged = amount;
+        // forge-lint: disable-end(unsafe-typecast)
     }
 
-    /// @return false, always: the charge was not made
-    function _reject(uint128 platform, Charge calldata charge, Rejection reason) private returns (bool) {
-        emit ChargeRejected(platform, charge.account, charge.id, reason);
-        return false;
-    }
-
+    /// @dev Moves `amount` of the pending exit back to the balance.
     function _drawExit(Account storage record, AccountState state, uint96 amount)
         private
         returns (AccountState)
     {
         uint96 left = record.exit.amount - amount;
         record.exit.amount = left;
-        return left == 0 ? state.setFlags(state.flags() & ~EXIT_PENDING) : state;
+        if (left == 0) state = state.setFlags(state.flags() & ~EXIT_PENDING);
+        return state.setBalance(state.balance() + amount);
     }
 
     /// @dev What a charge may draw from the pending exit. A matured one is the owner's alone.
@@ -522,13 +541,9 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         return block.timestamp < record.exit.maturesAt ? record.exit.amount : 0;
     }
 
-    /// @dev Fits until the year 10135, as windows have at least MIN_WINDOW seconds.
-    function _currentWindow(uint32 windowSeconds) private view returns (uint32) {
+    function _currentWindow(uint256 windowSeconds) private view returns (uint32) {
+        // forge-lint: disable-next-line(unsafe-typecast): with MIN_WINDOW seconds, fits until the year 10135
         return uint32(block.timestamp / windowSeconds);
-    }
-
-    function _spentIn(uint32 window, AccountState state) private pure returns (uint80) {
-        return state.window() == window ? state.spentInWindow() : 0;
     }
 
     function _requireFlagsMatch(uint8 limits, Policy calldata policy) private pure {
@@ -557,7 +572,7 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         if (msg.sender != actor) revert NotAccountOwner(account, msg.sender);
     }
 
-    /// @dev Tokens sent to the vault outside a deposit, or to the token, are nobody's.
+    /// @dev The three that could never send the tokens on.
     function _requireRecipient(address to) private view {
         if (to == address(0) || to == address(this) || to == token) revert BadRecipient(to);
     }

@@ -73,6 +73,7 @@ interface ICreditVault {
     }
 
     /// @notice Why a charge of a batch was left out. The order is part of the interface.
+    /// @dev Where several apply, the first in this order is named, but `Balance` only if no other does.
     enum Rejection {
         ZeroAmount,
         Balance,
@@ -161,7 +162,8 @@ interface ICreditVault {
     event Charged(
         bytes32 indexed account, uint64 indexed id, uint96 amount, uint40 entry, bytes32 receiptHash
     );
-    /// @notice A charge drew `amount` of its credit from the account's pending exit, the balance being short.
+    /// @notice The balance being short of a charge, `amount` went back to it from the pending exit. The charge's
+    ///         own `Charged` follows, with its whole amount. An exit drawn to zero is over.
     event ExitDrawn(bytes32 indexed account, uint64 indexed id, uint96 amount);
     /// @notice The charge was left out and its id left unused; the rest of the batch is settled.
     event ChargeRejected(
@@ -195,8 +197,8 @@ interface ICreditVault {
 
     error ZeroAddress();
     error ZeroAmount();
-    /// @notice `amount` does not fit the storage it is meant for.
-    error AmountTooLarge(uint256 amount, uint256 max);
+    /// @notice So many tokens, asked for or held by the vault afterwards, are more credit than fits uint96.
+    error AmountTooLarge(uint256 tokens, uint256 max);
     error NotATokenWithSixDecimals(address token);
     error PlatformExists(uint128 platform);
     error UnknownPlatform(uint128 platform);
@@ -242,7 +244,7 @@ interface ICreditVault {
 
     /// @notice Sets which limits bind an account of the platform. Platform owner only. Takes effect at once.
     /// @dev What was spent in the current window stays counted; when the window's length changes, it counts
-    ///      in full against the new current window.
+    ///      in full against the new current window. Removing the window limit forgets it.
     /// @param limits LIMIT_* bits of the limits that exist; 0 removes all. A flagged limit of 0 refuses.
     /// @param policy values; those without their flag must be zero
     function setPolicy(uint128 platform, bytes32 account, uint8 limits, Policy calldata policy) external;
@@ -286,7 +288,8 @@ interface ICreditVault {
     ///      not matured. Makes no external call and never reverts on the state of an account.
     /// @param charges 1 to MAX_CHARGES
     /// @param deadline last second at which the batch may be settled (inclusive), at most MAX_DEADLINE ahead
-    /// @param meterSignature 65 bytes r ‖ s ‖ v over `hashSettlement(platform, charges, deadline)`, low s
+    /// @param meterSignature 65 bytes r ‖ s ‖ v over `hashSettlement(platform, charges, deadline)`, low s;
+    ///        anything else reverts with an error of OpenZeppelin's ECDSA
     function settle(
         uint128 platform,
         Charge[] calldata charges,
@@ -296,7 +299,7 @@ interface ICreditVault {
 
     // ─────────────────────────────────────────── Money out ───────────────────────────────────────────
 
-    /// @notice Starts taking credit out, or adds to it: the timer restarts for the whole.
+    /// @notice Starts taking credit out, or adds to it: the timer restarts for the whole, matured or not.
     ///         Account owner only (for platform-held accounts: the platform's owner).
     /// @param tokens token base units
     function requestExit(uint128 platform, address owner, bytes32 label, uint256 tokens) external;

@@ -1,0 +1,82 @@
+"""Gas of whole transactions in steady state: 21,000 and calldata included, no slot written for the first time.
+
+Gas is deterministic, so the targets are assertions. Run with `-s` to see the figures.
+"""
+
+import pytest
+from conftest import DAY, USD
+from eth_utils import keccak
+from typed_data import Charge
+
+EPOCH = 0x9D3F51C2 << 32  # charge ids: a random epoch, then a sequence
+AMOUNT = 1_234_567_890  # credit, about a tenth of a cent
+ALL_LIMITS = 7
+
+
+def batch(accounts, first_id):
+    return [
+        Charge(account, first_id + number, AMOUNT, keccak(number.to_bytes(2, "big")))
+        for number, account in enumerate(accounts)
+    ]
+
+
+@pytest.fixture(scope="module")
+def charged_before(vault, platform, user, fund, settle):
+    """Opens a hundred accounts, charges each once, and uses part of the word of ids that the tests use."""
+
+    def charged_before(first_label):
+        labels = [number.to_bytes(32, "big") for number in range(first_label, first_label + 100)]
+        return [fund(10**6, label=label) for label in labels]
+
+    return charged_before
+
+
+@pytest.fixture(scope="module")
+def unlimited(charged_before, settle):
+    accounts = charged_before(0)
+    settle(*batch(accounts, first_id=EPOCH))
+    return accounts
+
+
+@pytest.fixture(scope="module")
+def limited(vault, platform, operator, charged_before, settle, now):
+    accounts = charged_before(100)
+    policy = (USD, USD, 30 * DAY, now() + DAY)
+    for account in accounts:
+        vault.setPolicy(platform, account, ALL_LIMITS, policy, sender=operator)
+    settle(*batch(accounts, first_id=EPOCH))
+    return accounts
+
+
+@pytest.fixture
+def gas_per_charge(settle):
+    def gas_per_charge(accounts):
+        gas = settle(*batch(accounts, first_id=EPOCH + 100)).gas_used / len(accounts)
+        print(f"{gas:,.0f} gas a charge")  # noqa: T201
+        return gas
+
+    return gas_per_charge
+
+
+def test_settle__single_charge__56000(gas_per_charge, unlimited):
+    assert gas_per_charge(unlimited[:1]) <= 56_000
+
+
+def test_settle__100_accounts__10500_a_charge(gas_per_charge, unlimited):
+    assert gas_per_charge(unlimited) <= 10_500
+
+
+def test_settle__100_charges_of_one_account__6000_a_charge(gas_per_charge, unlimited):
+    assert gas_per_charge(unlimited[:1] * 100) <= 6_000
+
+
+def test_settle__single_charge_with_all_limits__56000(gas_per_charge, limited):
+    assert gas_per_charge(limited[:1]) <= 56_000
+
+
+def test_settle__100_accounts_with_all_limits__12700_a_charge(gas_per_charge, limited):
+    assert gas_per_charge(limited) <= 12_700
+
+
+def test_settle__100_charges_of_one_account_with_all_limits__6000_a_charge(gas_per_charge, limited):
+    assert gas_per_charge(limited[:1] * 100) <= 6_000
