@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Coroutine, Sequence
 from functools import wraps
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, ParamSpec, TextIO
 
 import typer
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
@@ -14,8 +16,18 @@ from waterfall.errors import WaterfallError
 
 P = ParamSpec("P")
 
-out = Console()
-err = Console(stderr=True)
+_INTERRUPTED = 130
+
+_PIPE_WIDTH = 140
+
+
+def _console(stream: TextIO) -> Console:
+    """A console that does not fold tables to 80 columns where nobody looks at a terminal."""
+    return Console(file=stream, width=None if stream.isatty() else _PIPE_WIDTH)
+
+
+out = _console(sys.stdout)
+err = _console(sys.stderr)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -44,9 +56,12 @@ def command(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Non
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            asyncio.run(function(*args, **kwargs))
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(function(*args, **kwargs))
         except WaterfallError as error:
             err.print(error.message, style="red", markup=False, highlight=False)
             raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(_INTERRUPTED) from None
 
     return run

@@ -47,9 +47,9 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def open_ledger(
-    settings: Settings, chain: ChainSettings, secrets: Secrets
+    settings: Settings, chain: ChainSettings, secrets: Secrets, *, catch_up: bool = True
 ) -> AsyncIterator[tuple[Ledger, Relayer]]:
-    """The ledger and its relayer, at the chain's head.
+    """The ledger and its relayer, at the chain's head unless that is left to the caller.
 
     Raises:
         SettingsError: chain, vault, platform or keys are not what the settings say.
@@ -84,7 +84,8 @@ async def open_ledger(
                 gas=secrets.gas,
                 owner=secrets.owner,
             )
-            await relayer.catch_up()
+            if catch_up:
+                await relayer.catch_up()
             yield ledger, relayer
         finally:
             ledger.close()

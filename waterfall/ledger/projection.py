@@ -288,7 +288,9 @@ def reset(tx: Transaction) -> None:
     for table in (schema.undo, schema.events, schema.raises, schema.blocks):
         tx.run(table.delete())
     wallets, charges = schema.wallets, schema.charges
-    nothing = {name: None if wallets.c[name].nullable else 0 for name in (*schema.UNDONE, "pending", "superseded")}
+    nothing = {
+        name: None if wallets.c[name].nullable else 0 for name in (*schema.UNDONE, "pending", "superseded")
+    }
     tx.run(wallets.update().values(**nothing))
     again = {"state": "queued", "reason": None, "block": None, "tx_hash": None, "settled_at": None}
     tx.run(charges.update().where(charges.c.state != "free").values(**again))

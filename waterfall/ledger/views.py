@@ -24,6 +24,8 @@ class AccountRecord:
     label: str | None
     created_at: int
     wallet: Wallet
+    entries: int
+    """Lines in its statement on the chain."""
     policy: Policy
     wanted: Policy | None
     exit_amount: int
@@ -118,6 +120,7 @@ def accounts(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> 
             label=row["label"],
             created_at=row["created_at"],
             wallet=wallet_of(row["id"], *(row[name] for name in _WALLET_COLUMNS)),
+            entries=row["entries"],
             policy=Policy(**{name: row[name] for name in Policy.model_fields}),
             wanted=None if row["wanted"] is None else Policy.model_validate_json(row["wanted"]),
             exit_amount=row["exit_amount"],

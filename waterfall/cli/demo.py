@@ -1,0 +1,266 @@
+"""`waterfall demo`: the whole of Waterfall once, on real parts, in a folder of its own."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from waterfall.chain.rpc import Rpc
+from waterfall.chain.vault import Vault
+from waterfall.chain.verify import verify
+from waterfall.cli import logs
+from waterfall.cli.api import Api
+from waterfall.cli.dev import Dev, running_dev
+from waterfall.cli.funding import wait_for_deposit
+from waterfall.cli.output import command, err, out
+from waterfall.cli.receipts import parse
+from waterfall.devnet.deploy import mint_and_deposit
+from waterfall.errors import ChainError, WaterfallError
+from waterfall.money import format_usd, parse_usd, units_to_tokens
+
+DEMO_FOLDER = Path(".waterfall/demo")
+_SETTLE_SECONDS = 60
+
+_PROMPTS = (
+    "Say hello in one short sentence.",
+    "Name three colours.",
+    "What is the capital of France?",
+    "Count from one to five.",
+    "Write one line about the sea.",
+    "Which is larger, seven or nine?",
+    "Name an animal that can fly.",
+    "Finish the sentence: a penny saved is …",
+    "What do bees make?",
+    "Say goodbye politely.",
+)
+_AGENT_LIMIT = "0.00011"
+
+
+class DemoFailed(WaterfallError):
+    """The demo failed: {reason}."""
+
+
+@dataclass(frozen=True)
+class _Wallet:
+    label: str
+    account: str
+    key: str
+
+
+@dataclass
+class _Call:
+    wallet: _Wallet
+    streamed: bool
+    receipt: str
+    shown: Any = None
+
+
+@command
+async def demo(
+    keep: Annotated[bool, typer.Option(help="Keep the demo's chain and database afterwards.")] = False,
+) -> None:
+    """Run real calls of a real model through a wallet each, settle them on a local chain, and verify every receipt."""
+    shutil.rmtree(DEMO_FOLDER, ignore_errors=True)
+    logs.configure(DEMO_FOLDER / "gateway.log")
+    try:
+        with err.status("Starting a chain, a vault, a model and the gateway …") as status:
+            async with running_dev(DEMO_FOLDER, port=0, tell=status.update) as (dev, _):
+                status.stop()
+                await _run(dev)
+    finally:
+        if not keep:
+            shutil.rmtree(DEMO_FOLDER, ignore_errors=True)
+
+
+async def _run(dev: Dev) -> None:
+    api = Api(dev.gateway_url, dev.admin_key)
+    out.print(
+        f"Gateway {dev.gateway_url} · vault {dev.vault} on chain {dev.chain_id} · model {dev.model}\n",
+        highlight=False,
+    )
+    async with _node(dev) as vault:
+        wallets = await _open_wallets(vault, dev, api)
+        calls = await _make_calls(dev, wallets)
+        await _run_into_the_limit(dev, api, wallets[1], calls)
+        await _wait_until_settled(api, calls)
+        out.print(_table(calls))
+        await _verify(vault, dev, calls)
+        await _compare(vault, dev, api, wallets)
+    out.print(
+        "\nKeep it running with [bold]waterfall dev[/bold] (in this checkout: .venv/bin/waterfall dev), "
+        "then point any OpenAI client at the gateway it prints.",
+    )
+
+
+async def _open_wallets(vault: Vault, dev: Dev, api: Api) -> list[_Wallet]:
+    wallets = []
+    for label, usd in (("user: ada", "1.00"), ("agent: scout", "0.50"), ("team: research", "5.00")):
+        account = await api.request("POST", "/api/accounts", {"label": label})
+        key = await api.request("POST", f"/api/accounts/{account['id']}/keys", {"name": "demo"})
+        payee = int(dev.platform), account["owner"], account["label_hash"]
+        transaction = await mint_and_deposit(vault.rpc, dev.vault, *payee, units_to_tokens(parse_usd(usd)))
+        await wait_for_deposit(api, account["id"], transaction)
+        wallets.append(_Wallet(label, account["id"], key["key"]))
+        out.print(f"  {label:15} funded with {usd:>5} USDC  {account['id'][:18]}…", highlight=False)
+    return wallets
+
+
+async def _make_calls(dev: Dev, wallets: list[_Wallet]) -> list[_Call]:
+    calls: list[_Call] = []
+    columns = (
+        SpinnerColumn(),
+        TextColumn("Calls of the model"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task("calls", total=len(_PROMPTS) + 2)
+        for number, prompt in enumerate(_PROMPTS + _PROMPTS[:2]):
+            wallet = wallets[(0, 2, 0, 1)[number % 4]]
+            calls.append(await _call(dev, wallet, prompt, stream=number % 2 == 1))
+            progress.advance(task)
+    return calls
+
+
+async def _call(dev: Dev, wallet: _Wallet, prompt: str, *, stream: bool) -> _Call:
+    """One call with the stock client; nothing of Waterfall but the address and the key."""
+    from openai import AsyncOpenAI  # noqa: PLC0415 - comes with the demo extra
+
+    async with AsyncOpenAI(base_url=f"{dev.gateway_url}/v1", api_key=wallet.key, max_retries=0) as client:
+        completions: Any = client.chat.completions.with_raw_response
+        messages = [{"role": "user", "content": prompt}]
+        answer = await completions.create(model=dev.model, messages=messages, max_tokens=24, stream=stream)
+        if stream:
+            async for _ in answer.parse():
+                pass
+        return _Call(wallet, stream, answer.headers["x-waterfall-receipt-id"])
+
+
+async def _run_into_the_limit(dev: Dev, api: Api, agent: _Wallet, calls: list[_Call]) -> None:
+    """Give the agent a small daily limit and let it work until the gateway says no."""
+    from openai import APIStatusError  # noqa: PLC0415
+
+    limit = {"max_per_window": _AGENT_LIMIT, "window_seconds": 86_400}
+    await api.request("PUT", f"/api/accounts/{agent.account}/policy", limit)
+    out.print(f"\n{agent.label} may now spend {_AGENT_LIMIT} USD a day. It works on …", highlight=False)
+    for _ in range(50):
+        try:
+            calls.append(await _call(dev, agent, "Think of a word. " * 20, stream=False))
+        except APIStatusError as refusal:
+            error: Any = refusal.body
+            out.print(
+                f"  [yellow]{refusal.status_code} {error['code']}[/yellow]: {error['message']}",
+                highlight=False,
+            )
+            if refusal.status_code != 402:  # noqa: PLR2004
+                raise DemoFailed(reason=error["message"]) from None
+            return
+    raise DemoFailed(reason="the agent never met its limit")
+
+
+async def _wait_until_settled(api: Api, calls: list[_Call]) -> None:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("Settled on-chain"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    try:
+        with Progress(*columns, console=err, transient=True) as progress:
+            task = progress.add_task("settled", total=len(calls))
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                for call in calls:
+                    while (call.shown or {}).get("status") not in {"settled", "final"}:
+                        call.shown = await api.request("GET", f"/api/receipts/{call.receipt}")
+                        await asyncio.sleep(0.05)
+                    progress.advance(task)
+    except TimeoutError:
+        raise DemoFailed(reason=f"not everything was settled within {_SETTLE_SECONDS} s") from None
+
+
+def _table(calls: list[_Call]) -> Table:
+    table = Table(title="\nEvery call", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    columns: tuple[tuple[str, Literal["left", "right"]], ...] = (
+        ("account", "left"),
+        ("model", "left"),
+        ("in", "right"),
+        ("out", "right"),
+        ("cost USD", "right"),
+        ("receipt", "left"),
+        ("transaction", "left"),
+        ("block", "right"),
+        ("settled after", "right"),
+    )
+    for name, justify in columns:
+        table.add_column(name, justify=justify)
+    for call in calls:
+        shown = call.shown
+        receipt = shown["receipt"]["receipt"]
+        table.add_row(
+            call.wallet.label,
+            shown["model"] + (" ≋" if call.streamed else ""),
+            str(receipt["input_tokens"]),
+            str(receipt["output_tokens"]),
+            shown["cost"],
+            shown["id"],
+            shown["transaction"][:12] + "…",
+            str(shown["block"]),
+            f"{shown['settled_at'] - shown['captured_at']} ms",
+        )
+    table.caption = "≋ streamed"
+    return table
+
+
+@asynccontextmanager
+async def _node(dev: Dev) -> AsyncIterator[Vault]:
+    rpc = Rpc(dev.rpc_url)
+    try:
+        yield Vault(rpc, dev.vault)
+    finally:
+        await rpc.close()
+
+
+async def _verify(vault: Vault, dev: Dev, calls: list[_Call]) -> None:
+    for call in calls:
+        await verify(parse(call.shown), vault, dev.chain_id)
+    out.print(
+        f"[green]✓[/green] {len(calls)} receipts verified: signature, meter, amount recomputed, charge on-chain"
+    )
+
+
+async def _compare(vault: Vault, dev: Dev, api: Api, wallets: list[_Wallet]) -> None:
+    table = Table(
+        title="\nBalances, to the last unit (0.000000000001 USD)", title_justify="left", box=SIMPLE_HEAD
+    )
+    table.add_column("account")
+    table.add_column("on-chain USD", justify="right")
+    table.add_column("ledger USD", justify="right")
+    table.add_column("held", justify="right")
+    table.add_column("unsettled", justify="right")
+    for wallet in wallets:
+        on_chain = (await vault.account(int(dev.platform), wallet.account)).balance
+        shown = await api.request("GET", f"/api/accounts/{wallet.account}")
+        table.add_row(wallet.label, format_usd(on_chain), shown["balance"], shown["held"], shown["unsettled"])
+        if (format_usd(on_chain), "0.00", "0.00") != (shown["balance"], shown["held"], shown["unsettled"]):
+            raise ChainError(reason=f"{wallet.label}: chain and ledger differ")
+    earned = (await vault.platform(int(dev.platform))).earnings
+    table.caption = f"The platform has earned {format_usd(earned)} USD."
+    out.print(table)
+    out.print("[green]✓[/green] on-chain and ledger are equal")
