@@ -10,6 +10,8 @@ from typing import Any
 
 from eth_hash.auto import keccak
 
+from waterfall.errors import ChainError
+
 
 class Rejection(IntEnum):
     """Why the vault left a charge out of a batch."""
@@ -236,13 +238,19 @@ TOPICS: dict[str, tuple[type[Any], tuple[Callable[[bytes], Any], ...]]] = {
 
 
 def decode(log: Mapping[str, Any]) -> tuple[Position, Event] | None:
-    """Decode one log of the vault as `eth_getLogs` returns it; None for events this version does not know."""
+    """Decode one log of the vault as `eth_getLogs` returns it; None for events this version does not know.
+
+    Raises:
+        ChainError: the node left words out; nothing is ever read as zero.
+    """
     topics = log["topics"]
-    known = TOPICS.get(topics[0])
+    known = TOPICS.get(topics[0]) if topics else None
     if known is None:
         return None
     event, decoders = known
     words = bytes.fromhex("".join(topic[2:] for topic in topics[1:]) + log["data"][2:])
+    if len(words) != 32 * len(decoders):
+        raise ChainError(reason=f"the log of {event.__name__} in {log['transactionHash']} is not whole")
     values = [decoder(words[32 * n : 32 * n + 32]) for n, decoder in enumerate(decoders)]
     position = Position(int(log["blockNumber"], 16), int(log["logIndex"], 16), log["transactionHash"])
     return position, event(*values)
