@@ -3,7 +3,7 @@
 Source: contracts/interfaces/ICreditVault.sol.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -29,13 +29,12 @@ def _selector(signature: str) -> bytes:
 
 
 def _call(signature: str, *arguments: Any) -> bytes:
-    types = _argument_types(signature)
-    return _selector(signature) + encode(types, [_bytes(value) for value in arguments])
+    return _selector(signature) + encode(_argument_types(signature), _values(signature, arguments))
 
 
 @cache
 def _argument_types(signature: str) -> tuple[str, ...]:
-    """Top-level argument types of a function's signature."""
+    """Top-level types of a function's signature or of a struct's."""
     types, depth, word = [], 0, ""
     for character in signature[signature.index("(") + 1 : -1]:
         depth += (character == "(") - (character == ")")
@@ -47,9 +46,16 @@ def _argument_types(signature: str) -> tuple[str, ...]:
     return tuple([*types, word] if word else types)
 
 
-def _bytes(value: Any) -> Any:
-    """Our hex strings of 32 bytes as eth_abi takes them; addresses it takes as text."""
-    return bytes.fromhex(value[2:]) if isinstance(value, str) and len(value) == 66 else value  # noqa: PLR2004
+def _values(signature: str, arguments: Iterable[Any]) -> tuple[Any, ...]:
+    """Arguments as eth_abi takes them: bytes for our hex strings of 32 bytes; addresses stay text."""
+    types = _argument_types(signature)
+    return tuple(
+        _bytes(value) if type_ == "bytes32" else value for type_, value in zip(types, arguments, strict=True)
+    )
+
+
+def _bytes(hex_string: str) -> bytes:
+    return bytes.fromhex(hex_string[2:])
 
 
 # ── Calldata ─────────────────────────────────────────────────────────────────────────────────────────
@@ -239,7 +245,7 @@ class Vault:
 
     async def verify_receipt(self, receipt: UsageReceipt, signature: bytes) -> ReceiptCheck:
         """The vault's own check of a receipt."""
-        fields = tuple(_bytes(value) for value in receipt.model_dump().values())
+        fields = _values(_RECEIPT, receipt.model_dump().values())
         digest, *rest = await self._read(
             f"verifyReceipt({_RECEIPT},bytes)", ("(bytes32,address,bool,bool,bool)",), fields, signature
         )
