@@ -21,9 +21,7 @@ def completion(body: dict, *, used: dict | None = None, text: str = "Hello there
         "object": "chat.completion",
         "created": 1,
         "model": body["model"],
-        "choices": [
-            {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        ],
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
         "usage": usage() if used is None else used,
     }
 
