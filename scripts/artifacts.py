@@ -21,7 +21,7 @@ def build(name: str) -> dict[str, Any]:
     """The artifact of one contract, compiled from the sources as they are now."""
     contract = project.contracts[name]
     compiler = next(used for used in project.manifest.compilers if name in used.contractTypes)
-    settings = {key: value for key, value in compiler.settings.items() if key != "outputSelection"}
+    settings = {key: compiler.settings[key] for key in sorted(compiler.settings) if key != "outputSelection"}
     return {
         "contractName": name,
         "sourceName": contract.source_id,
