@@ -131,7 +131,7 @@ async def broadcast(rpc: Rpc, raw: bytes) -> tuple[Broadcast, str]:
 def classify(message: str) -> Broadcast:
     """What a node's refusal means."""
     text = message.lower()
-    if any(fragment in text for fragment in _ACCEPTED):
+    if any(fragment in text for fragment in _ACCEPTED) and "unknown transaction" not in text:
         return Broadcast.ACCEPTED
     if any(fragment in text for fragment in _REFUSED):
         return Broadcast.REFUSED
