@@ -44,15 +44,12 @@ class Rpc:
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
             reason = str(error) or type(error).__name__
             raise RpcUnavailable(endpoint=self.url, reason=reason, method=method) from error
-        error_ = response.get("error")
+        error_ = response.get("error") if isinstance(response, dict) else None
         if error_ is not None:
-            message, data = (
-                (str(error_), None)
-                if not isinstance(error_, dict)
-                else (error_["message"], error_.get("data"))
-            )
-            raise RpcError(method=method, reason=message, data=data)
-        if "result" not in response:
+            facts = error_ if isinstance(error_, dict) else {}
+            reason = str(facts.get("message", error_))
+            raise RpcError(method=method, reason=reason, data=facts.get("data"))
+        if not isinstance(response, dict) or "result" not in response:
             raise RpcUnavailable(endpoint=self.url, reason="its answer is not JSON-RPC", method=method)
         return response["result"]
 
