@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from waterfall.chain.events import TOPICS, Charged
 from waterfall.chain.vault import Vault
 from waterfall.errors import VerificationFailed
@@ -30,12 +32,15 @@ def check_amount(signed: SignedReceipt) -> str:
         VerificationFailed
     """
     receipt = signed.receipt
-    stated = Usage(
-        input_tokens=receipt.input_tokens,
-        cached_input_tokens=receipt.cached_input_tokens,
-        output_tokens=receipt.output_tokens,
-        reasoning_tokens=receipt.reasoning_tokens,
-    )
+    try:
+        stated = Usage(
+            input_tokens=receipt.input_tokens,
+            cached_input_tokens=receipt.cached_input_tokens,
+            output_tokens=receipt.output_tokens,
+            reasoning_tokens=receipt.reasoning_tokens,
+        )
+    except ValidationError as error:
+        raise VerificationFailed(reason=f"its token counts: {error.errors()[0]['msg']}") from None
     if receipt.complete != (signed.usage is not None) and signed.rate_card is not None:
         raise VerificationFailed(reason="it is called complete without the provider's usage, or the reverse")
     if signed.usage is not None:
@@ -56,7 +61,8 @@ def check_amount(signed: SignedReceipt) -> str:
         )
     if receipt.amount < price:
         return f"amount {format_usd(receipt.amount)} USD, capped below {format_usd(price)} USD by the hold"
-    return f"amount {format_usd(price)} USD, recomputed from usage and rate card"
+    counts = "usage" if signed.usage is not None else "the platform's own token counts"
+    return f"amount {format_usd(price)} USD, recomputed from {counts} and rate card"
 
 
 async def verify(signed: SignedReceipt, vault: Vault, chain_id: int, *, from_block: int = 0) -> Proof:
