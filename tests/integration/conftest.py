@@ -1,160 +1,23 @@
-"""A real chain, a real vault, a real database, the real service; only the upstream does as it is told."""
+"""Fixtures over a real chain, a real vault, a real database and the real service."""
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import pytest
+from service import Client, Net, local_net, running, settings_for
 from upstream import ScriptedUpstream
-
-from waterfall.chain.vault import Vault
-from waterfall.cli.service import Running, Secrets, serve
-from waterfall.devnet import deploy
-from waterfall.devnet.anvil import Anvil
-from waterfall.ledger.store import Ledger
-from waterfall.settings import ChainSettings, Settings
-
-ADMIN_KEY = "wf_admin"
-# One token costs 0.000001 USD, so that ten provable maxima are a whole number of USDC's smallest unit.
-MICRO = {"input_usd_per_mtok": "1", "output_usd_per_mtok": "1"}
-
-
-@dataclass
-class Net:
-    """A chain with a vault and a platform on it."""
-
-    anvil: Anvil
-    chain: ChainSettings
-    token: str
-
-    @property
-    def vault(self) -> Vault:
-        return Vault(self.anvil.rpc, self.chain.vault)
-
-    async def deposit(self, account: dict, micro_usd: int) -> str:
-        return await deploy.mint_and_deposit(
-            self.anvil.rpc,
-            self.chain.vault,
-            self.chain.platform,
-            account["owner"],
-            account["label_hash"],
-            micro_usd,
-        )
 
 
 @pytest.fixture
 async def net(tmp_path: Path) -> AsyncIterator[Net]:
-    async with Anvil(tmp_path / "chain") as anvil:
-        deployment = await deploy.deploy(anvil.rpc)
-        chain = ChainSettings(
-            rpc_url=anvil.rpc_url,
-            chain_id=anvil.chain_id,
-            vault=deployment.vault,
-            platform=deployment.platform,
-            deployed_block=deployment.deployed_block,
-            finality="latest",
-            poll_seconds=0.02,
-        )
-        yield Net(anvil, chain, deployment.token)
+    async with local_net(tmp_path / "chain") as chain:
+        yield chain
 
 
 @pytest.fixture
 async def upstream() -> AsyncIterator[ScriptedUpstream]:
     async with ScriptedUpstream() as scripted:
         yield scripted
-
-
-@dataclass
-class Client:
-    """Speaks to a running gateway, as the platform unless told otherwise."""
-
-    url: str
-    ledger: Ledger
-    net: Net
-    session: aiohttp.ClientSession = field(repr=False)
-
-    async def request(
-        self, method: str, path: str, *, key: str = ADMIN_KEY, headers: dict | None = None, **options: Any
-    ) -> tuple[int, Any, Any]:
-        """Status, body (JSON where it is, else text) and headers."""
-        sent = {"Authorization": f"Bearer {key}", **(headers or {})}
-        async with self.session.request(method, self.url + path, headers=sent, **options) as response:
-            is_json = response.content_type == "application/json"
-            return response.status, await (response.json() if is_json else response.text()), response.headers
-
-    async def open_account(self, label: str = "ada", micro_usd: int = 0) -> tuple[dict, str]:
-        """A funded account and a key of it."""
-        status, account, _ = await self.request("POST", "/api/accounts", json={"label": label})
-        assert status == 201, account
-        _, made, _ = await self.request("POST", f"/api/accounts/{account['id']}/keys", json={"name": "test"})
-        if micro_usd:
-            await self.net.deposit(account, micro_usd)
-            await self.until(account["id"], lambda a: a["balance"] != "0.00")
-        return account, made["key"]
-
-    async def account(self, account: str) -> dict:
-        return (await self.request("GET", f"/api/accounts/{account}"))[1]
-
-    async def until(self, account: str, condition: Any) -> dict:
-        """The account once a condition holds."""
-        async with asyncio.timeout(20):
-            while not condition(shown := await self.account(account)):
-                await asyncio.sleep(0.02)
-        return shown
-
-    async def settled(self, account: str) -> dict:
-        """The account once nothing of it is held or waits for the chain."""
-        return await self.until(account, lambda a: (a["held"], a["unsettled"]) == ("0.00", "0.00"))
-
-    async def chat(self, key: str, *, headers: dict | None = None, **fields: Any) -> tuple[int, Any, Any]:
-        body = {"model": "micro", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20} | fields
-        return await self.request("POST", "/v1/chat/completions", key=key, headers=headers, json=body)
-
-    async def receipt(self, receipt_id: str) -> dict:
-        return (await self.request("GET", f"/api/receipts/{receipt_id}"))[1]
-
-
-def settings_for(upstream_url: str, database: Path, **gateway: Any) -> Settings:
-    """Settings with one upstream, a model at a micro-dollar a token, a published one, and one without a price."""
-    local = {"kind": "openai", "base_url": upstream_url, "timeout_seconds": 2, "connect_seconds": 1}
-    return Settings.model_validate(
-        {
-            "database": f"sqlite:///{database}",
-            "gateway": {"port": 0, "drain_seconds": 5, **gateway},
-            "upstreams": {"local": local},
-            "models": {
-                "micro": {"upstream": "local", **MICRO},
-                "gpt-4o-mini": {"upstream": "local"},
-                "unpriced": {"upstream": "local"},
-            },
-        }
-    )
-
-
-@contextlib.asynccontextmanager
-async def running(net: Net, settings: Settings) -> AsyncIterator[Client]:
-    """The service, in this process."""
-    secrets = Secrets(deploy.METER, deploy.GAS, deploy.OWNER, b"salt", ADMIN_KEY)
-    started: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
-
-    async def ready(service: Running) -> None:
-        started.set_result(service)
-
-    service = asyncio.create_task(serve(settings, net.chain, secrets, ready))
-    try:
-        await asyncio.wait([started, service], return_when=asyncio.FIRST_COMPLETED)
-        if service.done():
-            service.result()
-        # More connections than the default hundred: some tests open many at once.
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            yield Client(started.result().url, started.result().ledger, net, session)
-    finally:
-        service.cancel()
-        await asyncio.wait([service])
 
 
 @pytest.fixture

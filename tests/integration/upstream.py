@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Self
 
 from aiohttp import web
 
@@ -69,7 +70,7 @@ class ScriptedUpstream:
     counts: Counter[str] = field(default_factory=Counter)
     base_url: str = ""
 
-    async def __aenter__(self) -> "ScriptedUpstream":
+    async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=2**26)
         app.router.add_post("/v1/chat/completions", self._serve)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)

@@ -112,6 +112,7 @@ async def running_dev(
         SettingsError, ProcessFailed, ChainError, LedgerError: it cannot start.
     """
     settings = Settings(database=_database(folder)) if config is None else load(config)
+    (folder / "dev.json").unlink(missing_ok=True)
     async with contextlib.AsyncExitStack() as stack:
         anvil = Anvil(folder)
         model = LocalModel(folder, progress=_assembling(tell)) if llm and config is None else None
@@ -131,8 +132,8 @@ async def running_dev(
                 update={"gateway": settings.gateway.model_copy(update={"port": port})}
             )
         tell("Starting the gateway …")
-        known = _known(folder)
-        secrets = _secrets(known.get("admin_key") or keys.new_secret())
+        kept = _kept(folder)
+        secrets = _secrets(kept.get("admin_key") or keys.new_secret())
         started: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
 
         async def ready(running: Running) -> None:
@@ -156,7 +157,7 @@ async def running_dev(
         running = started.result()
         tell("Funding an account …")
         account, account_key = await _first_account(
-            anvil, deployment, running.ledger, known.get("account_key")
+            anvil, deployment, running.ledger, kept.get("account_key")
         )
         dev = Dev(
             gateway_url=running.url,
@@ -170,7 +171,9 @@ async def running_dev(
             account_key=account_key,
             model=next(iter(settings.models), None),
         )
-        _write(folder, dev)
+        _write(folder / "keys.json", {"admin_key": dev.admin_key, "account_key": dev.account_key})
+        _write(folder / "dev.json", asdict(dev))
+        stack.callback((folder / "dev.json").unlink, missing_ok=True)
         yield dev, ended
 
 
@@ -200,21 +203,21 @@ def _with_model(settings: Settings, model: LocalModel) -> Settings:
     )
 
 
-def _known(folder: Path) -> dict[str, Any]:
-    """What an earlier start in this folder wrote: its keys stay valid."""
+def _kept(folder: Path) -> dict[str, str]:
+    """The keys of earlier starts in this folder: they stay valid."""
     try:
-        found: dict[str, Any] = json.loads((folder / "dev.json").read_text())
+        found: dict[str, str] = json.loads((folder / "keys.json").read_text())
     except (OSError, ValueError):
         return {}
     return found
 
 
-def _write(folder: Path, dev: Dev) -> None:
-    """Write dev.json, readable by its owner only, whole or not at all."""
-    partial = folder / "dev.json.partial"
+def _write(file: Path, content: dict[str, Any]) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    partial = file.with_suffix(".partial")
     partial.touch(mode=0o600)
-    partial.write_text(json.dumps(asdict(dev), indent=2) + "\n")
-    partial.replace(folder / "dev.json")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(file)
 
 
 async def _first_account(
@@ -251,7 +254,7 @@ async def dev(
 ) -> None:
     """Run everything on this machine until Ctrl-C: chain, vault, funded account, local model, gateway, relayer.
 
-    What runs is told in .waterfall/dev.json. Chain and ledger are kept for the next start.
+    What runs is told in .waterfall/dev.json, while it runs. Chain and ledger are kept for the next start.
     """
     if fresh:
         shutil.rmtree(DEV_FOLDER, ignore_errors=True)

@@ -1,0 +1,167 @@
+"""What a newcomer does: start everything, call a model, read a receipt, stop."""
+
+import json
+import signal
+import socket
+import time
+from urllib.parse import urlparse
+
+import openai
+import pytest
+from dev_process import waterfall_dev
+
+
+def is_open(url: str) -> bool:
+    parsed = urlparse(url)
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((parsed.hostname, parsed.port)) == 0
+
+
+def wait_until(condition, seconds: float = 30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.05)
+
+
+def until_settled(dev, receipt_id: str) -> dict:
+    shown: dict = {}
+
+    def settled() -> bool:
+        shown.update(json.loads(dev.command("receipts", "show", receipt_id, "--json")))
+        return shown["status"] in {"settled", "final"}
+
+    wait_until(settled)
+    return shown
+
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory):
+    with waterfall_dev(tmp_path_factory.mktemp("dev")) as running:
+        yield running
+
+
+def test_dev__facts__are_complete(dev):
+    assert set(dev.facts) >= {
+        *("gateway_url", "rpc_url", "chain_id", "vault", "token"),
+        *("platform", "admin_key", "account", "account_key"),
+    }
+    assert (dev.folder / ".waterfall/dev.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_receipt__of_a_real_model__verifies_and_tampered_fails(dev):
+    client = openai.OpenAI(base_url=dev.facts["gateway_url"] + "/v1", api_key=dev.facts["account_key"])
+    answer = client.chat.completions.with_raw_response.create(
+        model=dev.facts["model"], messages=[{"role": "user", "content": "Say hello."}], max_tokens=16
+    )
+    assert answer.parse().usage.prompt_tokens > 0
+    receipt_id = answer.headers["x-waterfall-receipt-id"]
+    receipt = until_settled(dev, receipt_id)
+
+    assert receipt["transaction"] in dev.command("receipts", "verify", receipt_id)
+    file = dev.folder / "receipt.json"
+    file.write_text(json.dumps(receipt["receipt"]))
+    dev.command("receipts", "verify", "receipt.json")
+
+    for field, value, reason in (
+        ("amount", "0.000001", "the digest is not that of the receipt's fields"),
+        ("output_tokens", 1, "the digest is not that of the receipt's fields"),
+    ):
+        tampered = json.loads(json.dumps(receipt["receipt"]))
+        tampered["receipt"][field] = value
+        file.write_text(json.dumps(tampered))
+        assert reason in dev.command("receipts", "verify", "receipt.json", fails=True)
+    tampered = json.loads(json.dumps(receipt["receipt"]))
+    tampered["usage"]["completion_tokens"] += 1
+    file.write_text(json.dumps(tampered))
+    assert "usage object" in dev.command("receipts", "verify", "receipt.json", fails=True)
+    tampered = json.loads(json.dumps(receipt["receipt"]))
+    tampered["rate_card"]["rates"][0]["output_usd_per_mtok"] = "0.41"
+    file.write_text(json.dumps(tampered))
+    assert "rate card" in dev.command("receipts", "verify", "receipt.json", fails=True)
+
+
+def test_stream__of_a_real_model__is_charged_in_full_though_the_client_leaves(dev):
+    client = openai.OpenAI(base_url=dev.facts["gateway_url"] + "/v1", api_key=dev.facts["account_key"])
+    with client.chat.completions.with_streaming_response.create(
+        model=dev.facts["model"],
+        messages=[{"role": "user", "content": "Count from one to twenty."}],
+        max_tokens=48,
+        stream=True,
+    ) as stream:
+        receipt_id = stream.headers["x-waterfall-receipt-id"]
+        next(stream.iter_lines())
+    receipt = until_settled(dev, receipt_id)
+    assert receipt["receipt"]["receipt"]["complete"] is True
+    assert (
+        receipt["receipt"]["receipt"]["output_tokens"] == receipt["receipt"]["usage"]["completion_tokens"] > 0
+    )
+    dev.command("receipts", "verify", receipt_id)
+
+
+def test_accounts__made_and_funded_by_the_command__can_pay(dev):
+    account = json.loads(dev.command("accounts", "create", "agent 7", "--json"))
+    funded = json.loads(dev.command("accounts", "fund", account["id"], "2.50", "--json"))
+    assert funded["balance"] == "2.50"
+    key = json.loads(dev.command("keys", "create", account["id"], "--json"))["key"]
+    client = openai.OpenAI(base_url=dev.facts["gateway_url"] + "/v1", api_key=key, max_retries=0)
+    model = dev.facts["model"]
+    client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Hi"}], max_tokens=4)
+
+    dev.command("policy", "set", account["id"], "--max-per-charge", "0")
+    with pytest.raises(openai.APIStatusError) as refusal:
+        client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": "Hi"}], max_tokens=4
+        )
+    assert (refusal.value.status_code, refusal.value.body["code"]) == (402, "limit_exceeded")
+    assert "0.00 USD per charge" in dev.command("policy", "show", account["id"])
+    assert account["id"] in dev.command("accounts", "list")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("accounts", "show", "0x" + "00" * 32), "There is no account"),
+        (("accounts", "fund", "0x" + "00" * 32, "abc"), "not a plain decimal"),
+        (("accounts", "fund", "0x" + "00" * 32, "0.0000001"), "not a whole number"),
+        (("receipts", "verify", "0123"), "There is no receipt"),
+        (("accounts", "list", "--key", "wf_wrong"), "No valid API key"),
+        (("accounts", "list", "--url", "http://127.0.0.1:1"), "No gateway answers"),
+        (("serve", "--config", "missing.toml"), "missing.toml"),
+    ],
+)
+def test_command__wrong__says_so_in_one_line(dev, arguments, says):
+    said = dev.command(*arguments, fails=True)
+    assert says in said
+    assert said.count("\n") == 1
+
+
+def test_stop__by_ctrl_c__leaves_nothing_and_the_next_start_goes_on(tmp_path):
+    with waterfall_dev(tmp_path, "--no-llm") as first:
+        first.command("accounts", "fund", first.facts["account"], "1.25")
+        assert first.stop(signal.SIGINT) == 0
+        assert first.children() == []
+        assert not is_open(first.facts["gateway_url"])
+        assert not is_open(first.facts["rpc_url"])
+    with waterfall_dev(tmp_path, "--no-llm") as second:
+        assert second.facts["admin_key"] == first.facts["admin_key"]
+        shown = json.loads(second.command("accounts", "show", second.facts["account"], "--json"))
+        assert (shown["id"], shown["balance"]) == (first.facts["account"], "101.25")
+
+
+def test_stop__by_sigkill__leaves_no_chain_behind_and_loses_nothing(tmp_path):
+    with waterfall_dev(tmp_path, "--no-llm") as first:
+        first.command("accounts", "fund", first.facts["account"], "1.25")
+        first.stop(signal.SIGKILL)
+        wait_until(lambda: first.children() == [])
+    with waterfall_dev(tmp_path, "--no-llm") as second:
+        shown = json.loads(second.command("accounts", "show", second.facts["account"], "--json"))
+        assert shown["balance"] == "101.25"
+    rebuilt = json.loads(second.command("rebuild", "--json"))
+    assert rebuilt["balance"] == "101.25"
+
+
+def test_start__in_a_folder_in_use__says_so(tmp_path):
+    with waterfall_dev(tmp_path, "--no-llm") as first:
+        assert "stop it first" in first.command("dev", "--no-llm", "--port", "0", fails=True)
