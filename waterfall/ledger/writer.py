@@ -115,6 +115,7 @@ class Writer:
                 for waiting in group:
                     _execute(transaction, waiting)
         except Exception as error:  # noqa: BLE001 - whatever broke the commit, nobody may be told that it held
+            connection.invalidate()  # a commit that failed may have left its transaction open
             for waiting in group:
                 waiting.result, waiting.error = None, _as_ledger_error(error)
 
