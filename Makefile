@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export SOLCX_BINARY_PATH := $(CURDIR)/$(VENV)/solcx
 
-.PHONY: help setup demo test test-python test-contracts test-forge lint format artifacts lock clean
+.PHONY: help setup demo test lint test-python test-contracts test-forge format artifacts lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,3 +39,36 @@ $(VENV)/.node: package-lock.json .npmrc $(VENV)/.tools
 $(VENV)/.ready: $(VENV)/.python $(VENV)/.node pyproject.toml
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
+
+demo: setup ## Run real calls through funded wallets on a local chain, and verify every receipt
+	@waterfall demo
+
+test: lint test-forge test-contracts test-python ## Run everything: linters, types, contracts, Python, whole system
+
+lint: setup ## Check formatting, lint and types
+	@ruff format --check --quiet . || { ruff format --diff --quiet . | head -40; exit 1; }
+	@ruff check --quiet .
+	@forge fmt --check contracts tests/forge
+	@mypy
+
+test-forge: setup ## Fuzz tests and invariants of the contracts
+	@forge test
+
+test-contracts: setup ## Ape tests of the contracts, on a local Foundry chain
+	@ape test tests/contracts -q
+
+test-python: setup ## Unit, integration and end-to-end tests
+	@python -m pytest -p no:ape_test tests/unit tests/integration tests/e2e -q
+
+format: setup ## Format Python and Solidity
+	@ruff format --quiet . && ruff check --fix --quiet . && forge fmt contracts tests/forge
+
+artifacts: setup ## Compile the contracts into what the package carries
+	@ape run artifacts
+
+lock: setup ## Resolve Python dependencies anew into requirements.txt
+	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --all-extras --group dev \
+	  pyproject.toml --output-file requirements.txt
+
+clean: ## Remove everything that was installed or built
+	@rm -rf $(VENV) node_modules .build build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
