@@ -62,7 +62,7 @@ def queued_charges(connection: sa.Connection, limit: int) -> list[Charge]:
 
 
 def due_policy(connection: sa.Connection) -> tuple[int, str, Policy] | None:
-    """The oldest policy order with nothing open before it: id, account, policy."""
+    """The oldest policy order with nothing under way before it: id, account, policy."""
     orders, holds, charges = schema.policy_orders, schema.holds, schema.charges
     open_holds = sa.exists().where(
         holds.c.account == orders.c.account,
