@@ -119,6 +119,7 @@ def wallet_of(
         pending=int(pending),
         held=int(held),
         unsettled=int(unsettled),
+        window_seconds=window_seconds,
         window=window,
         spent=int(spent),
         policies=tuple(policies),

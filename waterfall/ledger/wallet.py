@@ -21,6 +21,8 @@ class Wallet:
     """Open holds."""
     unsettled: int
     """Captured, and not seen on the chain yet."""
+    window_seconds: int | None
+    """Length of the windows in which the chain counts; None: it does not."""
     window: int
     spent: int
     """Charged on the chain in window number `window`."""
@@ -41,11 +43,12 @@ class Wallet:
         """What a policy's window still permits, or None where it has none.
 
         Windows follow block time. What is held or unsettled may land in this window or the next, so it
-        counts against both.
+        counts against both. What was spent in the chain's current window counts whatever the length of the
+        policy's own: the vault carries it over when a policy replaces another.
         """
-        if policy.max_per_window is None or policy.window_seconds is None:
+        if policy.max_per_window is None:
             return None
-        turned = block_time // policy.window_seconds > self.window
+        turned = self.window_seconds is None or block_time // self.window_seconds > self.window
         spent = 0 if turned else self.spent
         return max(0, policy.max_per_window - spent - self.unsettled - self.held)
 
