@@ -35,7 +35,6 @@ _READY_SECONDS = 60
 _BLOCK_BYTES = 2**20
 _STALE_SECONDS = 3600
 _DEFAULT_OUTPUT_TOKENS = 256
-_NICENESS = 10
 
 # The model only continues text: a question with its answer tells it what text this is. One example makes short
 # answers of mostly the right kind; more cost input tokens in every call. An empty line ends an answer.
@@ -236,7 +235,6 @@ def _read_port(file: Path) -> int | None:
 def serve(model: Path, port: int, port_file: Path, parallel: int) -> None:
     """Serve until a signal ends the process; the port is written once the server answers."""
     xllamacpp = _import("xllamacpp")
-    os.nice(_NICENESS)  # it computes on every core: the gateway's few milliseconds come first
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(model)
     parameters.model_alias = {MODEL}
