@@ -1,0 +1,492 @@
+import asyncio
+import json
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
+from making import (
+    ACCOUNT,
+    BLOCK_TIME,
+    CHAIN_ID,
+    FUNDED,
+    METER,
+    OTHER,
+    PLATFORM,
+    USD,
+    VAULT,
+    Desk,
+    block,
+    card,
+    charged,
+    deposited,
+    policy_set,
+    rejected,
+    sign,
+    word,
+)
+
+from waterfall.chain.events import Rejection
+from waterfall.errors import (
+    AccountNotFound,
+    FundsHeld,
+    HoldNotOpen,
+    IdempotencyConflict,
+    InsufficientFunds,
+    LedgerError,
+    LimitExceeded,
+    PaymentRequired,
+)
+from waterfall.ledger import journal, schema
+from waterfall.ledger.journal import Caller
+from waterfall.ledger.store import Ledger
+from waterfall.metering import prices
+from waterfall.receipts import price_id
+from waterfall.types import Policy, RateCard, UsageReceipt
+
+
+async def reserved(desk, account=None):
+    wallet = await desk.wallet(account)
+    return wallet.held, wallet.unsettled
+
+
+# ── Hold ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_hold__money_there__is_set_aside(desk):
+    held = await desk.hold(3 * USD)
+    assert (held.account, held.amount) == (ACCOUNT, 3 * USD)
+    assert await reserved(desk) == (3 * USD, 0)
+    record = await desk.call(held)
+    assert (record.settlement.state, record.held, record.receipt) == ("held", 3 * USD, None)
+
+
+async def test_hold__charge_id__is_epoch_and_sequence(desk):
+    first, second = await desk.hold(1), await desk.hold(1)
+    assert second.sequence == first.sequence + 1, "dense ids make cheap batches"
+    assert first.charge_id == desk.ledger.epoch * 2**32 + first.sequence
+    assert first.charge_id < 2**64
+    assert len(first.receipt_id) == 32
+    assert first.receipt_id != second.receipt_id
+
+
+async def test_hold__unknown_account__is_refused(desk):
+    with pytest.raises(AccountNotFound):
+        await desk.hold(1, account=OTHER)
+
+
+async def test_hold__refused__leaves_nothing_behind(desk):
+    with pytest.raises(InsufficientFunds):
+        await desk.hold(FUNDED + 1)
+    assert await reserved(desk) == (0, 0)
+    assert await desk.table(schema.holds) == []
+
+
+async def test_hold__sixty_at_once_on_a_wallet_for_ten__exactly_ten(desk):
+    results = await asyncio.gather(*(desk.hold(FUNDED // 10) for _ in range(60)), return_exceptions=True)
+    assert sum(not isinstance(result, Exception) for result in results) == 10
+    assert {type(result) for result in results if isinstance(result, Exception)} == {FundsHeld}
+    assert await reserved(desk) == (FUNDED, 0)
+
+
+async def test_hold__sixty_at_once_on_a_window_for_ten__exactly_ten(desk):
+    policy = Policy(max_per_window=USD, window_seconds=60)
+    await desk.apply(block(2), policy_set(ACCOUNT, policy))
+    results = await asyncio.gather(*(desk.hold(USD // 10) for _ in range(60)), return_exceptions=True)
+    assert sum(not isinstance(result, Exception) for result in results) == 10
+    assert {type(result) for result in results if isinstance(result, Exception)} == {LimitExceeded}
+
+
+async def test_hold__policy_asked_for__binds_at_once(desk):
+    await desk.order(Policy(max_per_charge=5))
+    assert (await desk.hold(5)).amount == 5
+    with pytest.raises(LimitExceeded):
+        await desk.hold(6)
+
+
+async def test_hold__epoch_with_no_ids_left__is_refused(desk):
+    await desk.ledger.write(
+        lambda tx: tx.hot("INSERT INTO sqlite_sequence (name, seq) VALUES ('holds', ?)", (2**32 - 2,))
+    )
+    assert (await desk.hold(1)).sequence == 2**32 - 1
+    with pytest.raises(LedgerError, match="used up"):
+        await desk.hold(1)
+    assert await reserved(desk) == (1, 0)
+
+
+# ── Capture ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_capture__part_of_the_hold__the_rest_is_free_again(desk):
+    held = await desk.hold(3 * USD)
+    captured = await desk.capture(held, USD)
+    assert (captured.amount, captured.balance) == (USD, FUNDED - USD)
+    assert captured.receipt_id == held.receipt_id
+    assert await reserved(desk) == (0, USD)
+    assert (await desk.wallet()).available == FUNDED - USD
+
+
+async def test_capture__receipt__is_kept_word_for_word(desk):
+    held = await desk.hold(USD)
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "cost": 0.1, "at": 2**60}
+    signed = sign(held, 7, usage=usage)
+    await desk.ledger.capture(held, signed)
+    record = await desk.call(held)
+    assert record.receipt == signed
+    assert record.settlement.state == "queued"
+
+
+async def test_capture__twice__one_debit(desk):
+    held = await desk.hold(USD)
+    await desk.capture(held, 5)
+    with pytest.raises(HoldNotOpen):
+        await desk.capture(held, 5)
+    assert await reserved(desk) == (0, 5)
+
+
+async def test_capture__more_than_the_hold__is_refused_and_undone(desk):
+    held = await desk.hold(5)
+    with pytest.raises(LedgerError, match="larger than its hold"):
+        await desk.capture(held, 6)
+    assert await reserved(desk) == (5, 0)
+    assert (await desk.call(held)).settlement.state == "held"
+
+
+async def test_capture__excess__is_kept_apart_and_never_charged(desk):
+    held = await desk.hold(5)
+    await desk.capture(held, 5, excess=3)
+    (row,) = await desk.table(schema.charges)
+    assert (row["amount"], row["excess"]) == (5, 3)
+    assert await reserved(desk) == (0, 5)
+
+
+async def test_capture__nothing__is_recorded_and_never_goes_to_the_chain(desk):
+    held = await desk.hold(5)
+    await desk.capture(held, 0)
+    assert (await desk.call(held)).settlement.state == "free"
+    assert await reserved(desk) == (0, 0)
+
+
+async def test_capture__after_release__is_refused(desk):
+    held = await desk.hold(5)
+    await desk.ledger.release(held, "not reached")
+    with pytest.raises(HoldNotOpen):
+        await desk.capture(held, 5)
+    assert await reserved(desk) == (0, 0)
+
+
+async def test_capture__sets_captured__so_that_settlement_wakes(desk):
+    desk.ledger.captured.clear()
+    await desk.charge(5)
+    assert desk.ledger.captured.is_set()
+
+
+# ── Release and loss ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("end", "state"), [("release", "released"), ("lose", "lost")])
+async def test_hold_given_back__whole__with_its_reason(desk, end, state):
+    held = await desk.hold(5)
+    await getattr(desk.ledger, end)(held, "because")
+    assert await reserved(desk) == (0, 0)
+    at = (await desk.call(held)).settlement
+    assert (at.state, at.reason) == (state, "because")
+    with pytest.raises(HoldNotOpen):
+        await getattr(desk.ledger, end)(held, "again")
+    assert await reserved(desk) == (0, 0)
+
+
+async def test_lose_open_holds__expired_leases__only_those(desk):
+    abandoned, running = await desk.hold(5), await desk.hold(7)
+    now = journal.now_ms()
+    await desk.ledger.write(lambda tx: journal.renew(tx, abandoned, -1000))
+    lost = await desk.ledger.write(lambda tx: journal.lose_open_holds(tx, "left", lease_before=now))
+    assert lost == 1
+    assert (await desk.call(abandoned)).settlement.state == "lost"
+    assert (await desk.call(running)).settlement.state == "held"
+    assert await reserved(desk) == (7, 0)
+
+
+async def test_renew__running_call__is_not_taken_for_abandoned(desk):
+    held = await desk.hold(5)
+    await desk.ledger.write(lambda tx: journal.renew(tx, held, -1000))
+    await desk.ledger.renew(held)
+    now = journal.now_ms()
+    assert await desk.ledger.write(lambda tx: journal.lose_open_holds(tx, "left", lease_before=now)) == 0
+
+
+# ── Beyond 64 bits ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_money__twenty_million_deposited_and_charged__exact_at_every_step(desk):
+    """Credit units of 9.2 million USD fill a 64-bit integer; SQLite would go on with floats."""
+    whole = 20_000_000 * USD + 1
+    assert whole > 2**63
+    await desk.apply(block(2), deposited(ACCOUNT, whole, entry=2))
+    assert (await desk.wallet()).balance == FUNDED + whole
+    charge = await desk.charge(whole)
+    assert charge.amount == whole
+    assert await reserved(desk) == (0, whole)
+    assert (await desk.wallet()).available == FUNDED
+    await desk.apply(block(3), charged(charge, entry=3))
+    assert await reserved(desk) == (0, 0)
+    assert (await desk.wallet()).balance == FUNDED
+    await desk.ledger.rewind(block(1))
+    assert await reserved(desk) == (0, whole)
+    assert (await desk.wallet()).balance == FUNDED
+    (row,) = await desk.table(schema.charges)
+    assert row["amount"] == whole
+
+
+# ── Rate cards ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_keep_rate_card__twice__kept_once_and_shown_with_the_receipt(desk):
+    tariff = card("small", "0.150", "2")
+    for _ in range(2):
+        await desk.ledger.write(lambda tx: journal.keep_rate_card(tx, price_id(tariff), tariff))
+    held = await desk.hold(5)
+    await desk.capture(held, 5, price_id=price_id(tariff))
+    assert (await desk.call(held)).receipt.rate_card == tariff
+    (row,) = await desk.table(schema.rate_cards)
+    assert price_id(RateCard.model_validate_json(row["card"])) == row["price_id"]
+
+
+# ── Charges metered elsewhere ────────────────────────────────────────────────────────────────────────
+
+
+async def charge_elsewhere(desk, amount, key="k1", body="b1", api_key="key_1", account=ACCOUNT):
+    return await desk.ledger.charge(
+        Caller(account, api_key),
+        "",
+        prices.fixed(amount),
+        lambda held: sign(held, amount, model=""),
+        block_time=BLOCK_TIME,
+        expiry_margin=0,
+        idempotency_key=key,
+        body_hash=word(body),
+    )
+
+
+async def test_charge__same_key_and_body__charged_once(desk):
+    first = await charge_elsewhere(desk, 5)
+    assert await charge_elsewhere(desk, 5) == first
+    assert await reserved(desk) == (0, 5)
+    assert await desk.states() == ["queued"]
+
+
+async def test_charge__same_key_at_once__charged_once(desk):
+    receipts = await asyncio.gather(*(charge_elsewhere(desk, 5) for _ in range(20)))
+    assert len(set(receipts)) == 1
+    assert await reserved(desk) == (0, 5)
+
+
+async def test_charge__same_key_when_the_money_is_gone__is_still_answered(desk):
+    first = await charge_elsewhere(desk, FUNDED)
+    assert await charge_elsewhere(desk, FUNDED) == first
+
+
+async def test_charge__same_key_with_another_body__is_a_conflict(desk):
+    await charge_elsewhere(desk, 5)
+    with pytest.raises(IdempotencyConflict):
+        await charge_elsewhere(desk, 6, body="b2")
+    assert await reserved(desk) == (0, 5)
+
+
+async def test_charge__same_key_of_another_caller__is_another_charge(desk):
+    first = await charge_elsewhere(desk, 5)
+    assert await charge_elsewhere(desk, 5, api_key="key_2") != first
+    assert await reserved(desk) == (0, 10)
+
+
+async def test_charge__refused__may_be_repeated_with_the_same_key(desk):
+    with pytest.raises(InsufficientFunds):
+        await charge_elsewhere(desk, FUNDED + 1)
+    await charge_elsewhere(desk, 5, body="b2")
+    assert await reserved(desk) == (0, 5)
+
+
+async def test_charge__signing_fails__nothing_is_held(desk):
+    def fail(_):
+        raise RuntimeError("the key is gone")
+
+    with pytest.raises(LedgerError, match="the key is gone"):
+        await desk.ledger.charge(
+            Caller(ACCOUNT, None),
+            "",
+            prices.fixed(5),
+            fail,
+            block_time=BLOCK_TIME,
+            expiry_margin=0,
+            idempotency_key="k",
+            body_hash=word("b"),
+        )
+    assert await reserved(desk) == (0, 0)
+    assert await desk.table(schema.holds) == []
+
+
+# ── Retry and recount ────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_retry_rejected__by_the_window__after_it_turned(desk):
+    charges = [await desk.charge(5) for _ in range(2)]
+    reasons = Rejection.MAX_PER_WINDOW, Rejection.MAX_PER_CHARGE
+    await desk.apply(
+        block(2), *(rejected(charge, reason) for charge, reason in zip(charges, reasons, strict=True))
+    )
+    assert await desk.states() == ["rejected", "rejected"]
+    await desk.ledger.write(lambda tx: journal.retry_rejected(tx, journal.now_ms() - 60_000))
+    assert await desk.states() == ["rejected", "rejected"]
+    await desk.ledger.write(lambda tx: journal.retry_rejected(tx, journal.now_ms() + 1))
+    assert await desk.states() == ["queued", "rejected"]
+    assert await reserved(desk) == (0, 10)
+
+
+async def test_recount__sums_that_drifted__are_derived_anew_and_named(desk):
+    await desk.hold(3)
+    await desk.charge(5)
+    await desk.apply(block(2), deposited(OTHER, USD, label="bob"))
+    await desk.ledger.write(
+        lambda tx: tx.hot("UPDATE wallets SET held = '9', unsettled = '9' WHERE account = ?", (ACCOUNT,))
+    )
+    assert await desk.ledger.write(journal.recount) == [ACCOUNT]
+    assert await reserved(desk) == (3, 5)
+    assert await desk.ledger.write(journal.recount) == []
+
+
+async def test_capture__stored_receipt__is_json_of_the_struct(desk):
+    held = await desk.hold(5)
+    await desk.capture(held, 5)
+    (row,) = await desk.table(schema.charges)
+    assert UsageReceipt.model_validate_json(row["receipt"]).charge_id == held.charge_id
+    assert json.loads(row["receipt"])["amount"] == "0.000000000005"
+
+
+# ── Any sequence of calls ────────────────────────────────────────────────────────────────────────────
+
+MOST = 100
+
+
+class Calls(RuleBasedStateMachine):
+    """Whatever calls do, sums are those of the rows and no account or policy is overspent."""
+
+    held = Bundle("held")
+
+    def __init__(self):
+        super().__init__()
+        self._folder = TemporaryDirectory()
+        self._runner = asyncio.Runner()
+        url = f"sqlite:///{self._folder.name}/waterfall.db"
+        self.desk = Desk(Ledger.open(url, chain_id=CHAIN_ID, vault=VAULT, platform=PLATFORM), METER)
+        self.open, self.unsettled = {}, {}
+        self.balances = dict.fromkeys((ACCOUNT, OTHER), MOST)
+        self.policy = Policy(max_per_window=MOST // 2, window_seconds=10**9)
+        self.spent = 0
+        self.number = 1
+        self.run(
+            self.desk.apply(
+                block(1),
+                deposited(ACCOUNT, MOST),
+                deposited(OTHER, MOST, label="bob"),
+                policy_set(OTHER, self.policy),
+            )
+        )
+
+    def run(self, work):
+        return self._runner.run(work)
+
+    def committed(self, account):
+        return sum(
+            amount
+            for amounts in (self.open, self.unsettled)
+            for who, amount in amounts.values()
+            if who == account
+        )
+
+    @rule(target=held, account=st.sampled_from([ACCOUNT, OTHER]), amount=st.integers(1, MOST))
+    def hold(self, account, amount):
+        room = self.balances[account] - self.committed(account)
+        if account == OTHER:
+            room = min(room, self.policy.max_per_window - self.spent - self.committed(account))
+        try:
+            held = self.run(self.desk.hold(amount, account=account))
+        except PaymentRequired:
+            assert amount > room
+            return multiple()
+        assert amount <= room
+        self.open[held.sequence] = account, amount
+        return held
+
+    @rule(held=held, part=st.floats(0, 1))
+    def capture(self, held, part):
+        if held.sequence not in self.open:
+            with pytest.raises(HoldNotOpen):
+                self.run(self.desk.capture(held, 0))
+            return
+        account, most = self.open.pop(held.sequence)
+        amount = int(most * part)
+        self.run(self.desk.capture(held, amount))
+        if amount:
+            self.unsettled[held.charge_id] = account, amount
+
+    @rule(held=held, end=st.sampled_from(["release", "lose"]))
+    def give_back(self, held, end):
+        if held.sequence not in self.open:
+            with pytest.raises(HoldNotOpen):
+                self.run(getattr(self.desk.ledger, end)(held, "again"))
+            return
+        self.run(getattr(self.desk.ledger, end)(held, "because"))
+        del self.open[held.sequence]
+
+    @rule(most=st.integers(1, 3), left_out=st.booleans())
+    def settle(self, most, left_out):
+        batch = [charge for charge in self.run(self.desk.charges()) if charge.id in self.unsettled][:most]
+        self.number += 1
+        if left_out:
+            self.run(self.desk.apply(block(self.number), *map(rejected, batch)))
+            return
+        self.run(self.desk.apply(block(self.number), *map(charged, batch)))
+        for charge in batch:
+            account, amount = self.unsettled.pop(charge.id)
+            self.balances[account] -= amount
+            self.spent += amount * (account == OTHER)
+
+    @rule(account=st.sampled_from([ACCOUNT, OTHER]), amount=st.integers(1, MOST))
+    def deposit(self, account, amount):
+        self.number += 1
+        label = "ada" if account == ACCOUNT else "bob"
+        self.run(self.desk.apply(block(self.number), deposited(account, amount, label=label)))
+        self.balances[account] += amount
+
+    @rule()
+    def restart(self):
+        """A process that dies leaves its holds open: their calls are lost, nothing else changes."""
+        ledger = self.desk.ledger
+        ledger.close()
+        url = f"sqlite:///{self._folder.name}/waterfall.db"
+        self.desk.ledger = Ledger.open(url, chain_id=CHAIN_ID, vault=VAULT, platform=PLATFORM)
+        assert self.desk.ledger.lost_at_start == len(self.open)
+        assert self.desk.ledger.recounted_at_start == []
+        self.open.clear()
+
+    @invariant()
+    def sums_are_those_of_the_rows(self):
+        for account in (ACCOUNT, OTHER):
+            wallet = self.run(self.desk.wallet(account))
+            assert wallet.held == sum(amount for who, amount in self.open.values() if who == account)
+            assert wallet.unsettled == sum(
+                amount for who, amount in self.unsettled.values() if who == account
+            )
+            assert wallet.balance == self.balances[account]
+            assert wallet.held + wallet.unsettled <= wallet.balance
+        assert self.spent + self.committed(OTHER) <= self.policy.max_per_window
+
+    def teardown(self):
+        self.desk.ledger.close()
+        self._runner.close()
+        self._folder.cleanup()
+
+
+TestCalls = Calls.TestCase
+TestCalls.settings = settings(max_examples=10, stateful_step_count=20)
