@@ -74,17 +74,24 @@ class _Call:
 async def demo(
     keep: Annotated[bool, typer.Option(help="Keep the demo's chain and database afterwards.")] = False,
 ) -> None:
-    """Run real calls of a real model through a wallet each, settle them on a local chain, and verify every receipt."""
+    """Run real calls of a real model through a wallet each, settle them on a local chain, and verify every receipt.
+
+    A demo that fails leaves its logs in .waterfall/demo.
+    """
     shutil.rmtree(DEMO_FOLDER, ignore_errors=True)
     logs.configure(DEMO_FOLDER / "gateway.log")
-    try:
-        with err.status("Starting a chain, a vault, a model and the gateway …") as status:
-            async with running_dev(DEMO_FOLDER, port=0, tell=status.update) as (dev, _):
-                status.stop()
-                await _run(dev)
-    finally:
-        if not keep:
-            shutil.rmtree(DEMO_FOLDER, ignore_errors=True)
+    with err.status("Starting a chain, a vault, a model and the gateway …") as status:
+        async with running_dev(DEMO_FOLDER, port=0, tell=status.update) as (dev, ended):
+            status.stop()
+            running = asyncio.create_task(_run(dev))
+            await asyncio.wait([running, ended], return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                running.cancel()
+                await ended
+                raise DemoFailed(reason="it was stopped")
+            running.result()
+    if not keep:
+        shutil.rmtree(DEMO_FOLDER, ignore_errors=True)
 
 
 async def _run(dev: Dev) -> None:
@@ -140,15 +147,20 @@ async def _make_calls(dev: Dev, wallets: list[_Wallet]) -> list[_Call]:
 
 async def _call(dev: Dev, wallet: _Wallet, prompt: str, *, stream: bool) -> _Call:
     """One call with the stock client; nothing of Waterfall but the address and the key."""
-    from openai import AsyncOpenAI  # noqa: PLC0415 - comes with the demo extra
+    from openai import APIConnectionError, AsyncOpenAI  # noqa: PLC0415 - comes with the demo extra
 
     async with AsyncOpenAI(base_url=f"{dev.gateway_url}/v1", api_key=wallet.key, max_retries=0) as client:
         completions: Any = client.chat.completions.with_raw_response
         messages = [{"role": "user", "content": prompt}]
-        answer = await completions.create(model=dev.model, messages=messages, max_tokens=24, stream=stream)
-        if stream:
-            async for _ in answer.parse():
-                pass
+        try:
+            answer = await completions.create(
+                model=dev.model, messages=messages, max_tokens=24, stream=stream
+            )
+            if stream:
+                async for _ in answer.parse():
+                    pass
+        except APIConnectionError as error:
+            raise DemoFailed(reason=f"a call broke off: {error}") from error
         return _Call(wallet, stream, answer.headers["x-waterfall-receipt-id"])
 
 
