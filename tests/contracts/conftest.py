@@ -1,16 +1,23 @@
-"""One vault, one platform and one funded user; every test starts from the same chain state.
+"""One vault, one platform and its people; every test starts from the same chain state.
 
 Everything is session-scoped: ape reverts the chain after each test, and hypothesis may use the fixtures.
 """
 
 import pytest
 from eth_account import Account
-from typed_data import Charge, settlement, sign
+from typed_data import settlement, sign
 
 HOUR = 3_600
 DAY = 24 * HOUR
 USD = 10**12  # credit
-TOKEN = 10**6  # credit in one token base unit
+CENT = USD // 100
+TOKENS_PER_USD = 10**6
+CREDIT_PER_TOKEN = 10**6
+MAX_TOKENS = (2**96 - 1) // CREDIT_PER_TOKEN
+
+PER_CHARGE, PER_WINDOW, EXPIRY = 1, 2, 4  # limits
+ZERO_AMOUNT, BALANCE, MAX_PER_CHARGE, MAX_PER_WINDOW, POLICY_EXPIRED = range(5)  # rejections
+
 SALT = b"\x01" * 32
 LABEL = b"\x02" * 32
 ZERO_ADDRESS = "0x" + "00" * 20
@@ -59,6 +66,11 @@ def meter():
 
 
 @pytest.fixture(scope="session")
+def other_meter():
+    return Account.from_key("0x" + "b2" * 32)
+
+
+@pytest.fixture(scope="session")
 def token(project, admin):
     return admin.deploy(project.TestUSDC, admin)
 
@@ -69,12 +81,27 @@ def vault(project, admin, token):
 
 
 @pytest.fixture(scope="session")
-def domain(vault, chain):
+def domain_of(chain):
+    """EIP-712 domain of a vault."""
+
+    def domain_of(vault):
+        return {
+            "name": "Waterfall CreditVault",
+            "version": "1",
+            "chainId": chain.chain_id,
+            "verifyingContract": vault.address,
+        }
+
+    return domain_of
+
+
+@pytest.fixture(scope="session")
+def token_domain(token, chain):
     return {
-        "name": "Waterfall CreditVault",
-        "version": "1",
+        "name": "USD Coin",
+        "version": "2",
         "chainId": chain.chain_id,
-        "verifyingContract": vault.address,
+        "verifyingContract": token.address,
     }
 
 
@@ -82,15 +109,22 @@ def domain(vault, chain):
 def register(vault, operator, treasury, meter):
     """Registers another platform and returns its number."""
 
-    def register(salt, *, owner=operator, payout=treasury, meter=meter.address, exit_delay=DAY):
-        return vault.registerPlatform(salt, payout, meter, exit_delay, sender=owner).return_value
+    def register(salt, *, vault=vault, owner=operator, payout=treasury, meter=meter.address, exit_delay=DAY):
+        vault.registerPlatform(salt, payout, meter, exit_delay, sender=owner)
+        return vault.platformId(owner, salt)
 
     return register
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def platform(register):
     return register(SALT)
+
+
+@pytest.fixture(scope="session")
+def account(vault, platform, user):
+    """The user's account, empty."""
+    return vault.accountId(platform, user, LABEL)
 
 
 @pytest.fixture(scope="session")
@@ -106,11 +140,12 @@ def mint(token, vault, admin):
 
 @pytest.fixture(scope="session")
 def fund(vault, platform, user, mint):
-    """Deposits into an account, the user's first one unless told otherwise, and returns its id."""
+    """Mints and deposits: into the user's account unless told otherwise. Returns the account."""
 
     def fund(tokens, *, platform=platform, owner=user, label=LABEL, payer=user):
         mint(payer, tokens)
-        return vault.deposit(platform, owner, label, tokens, sender=payer).events.filter(vault.Deposited)[0].account
+        vault.deposit(platform, owner, label, tokens, sender=payer)
+        return vault.accountId(platform, owner, label)
 
     return fund
 
@@ -132,12 +167,69 @@ def at(chain):
 
 
 @pytest.fixture(scope="session")
-def settle(vault, domain, platform, meter, relayer, now):
+def settle(vault, domain_of, platform, meter, relayer, chain):
     """Signs a batch and submits it."""
 
-    def settle(*charges, platform=platform, key=meter.key, deadline=None, signature=None, sender=relayer):
-        deadline = now() + HOUR if deadline is None else deadline
-        signature = signature or sign(key, domain, "Settlement", settlement(platform, charges, deadline))
-        return vault.settle(platform, charges, deadline, signature, sender=sender)
+    def settle(
+        *charges,
+        vault=vault,
+        platform=platform,
+        key=meter.key,
+        deadline=None,
+        signature=None,
+        sender=relayer,
+        **kwargs,
+    ):
+        deadline = chain.pending_timestamp + HOUR // 2 if deadline is None else deadline
+        signature = signature or sign(
+            key, domain_of(vault), "Settlement", settlement(platform, charges, deadline)
+        )
+        return vault.settle(platform, charges, deadline, signature, sender=sender, **kwargs)
 
     return settle
+
+
+@pytest.fixture(scope="session")
+def set_policy(vault, platform, operator):
+    """Sets an account's limits; those not named do not exist."""
+
+    def set_policy(
+        account, *, platform=platform, sender=operator, per_charge=None, per_window=None, expires_at=None
+    ):
+        limits, policy = 0, [0, 0, 0, 0]
+        if per_charge is not None:
+            limits, policy[0] = limits | PER_CHARGE, per_charge
+        if per_window is not None:
+            limits, policy[1:3] = limits | PER_WINDOW, per_window
+        if expires_at is not None:
+            limits, policy[3] = limits | EXPIRY, expires_at
+        return vault.setPolicy(platform, account, limits, policy, sender=sender)
+
+    return set_policy
+
+
+@pytest.fixture(scope="session")
+def request_exit(vault, platform, user):
+    """Asks for the user's tokens back. Returns the second of maturity."""
+
+    def request_exit(tokens, *, platform=platform, owner=user, label=LABEL):
+        vault.requestExit(platform, owner, label, tokens, sender=owner)
+        return vault.accountOf(platform, vault.accountId(platform, owner, label)).exitMaturesAt
+
+    return request_exit
+
+
+@pytest.fixture(scope="session")
+def balance_of(vault, platform):
+    def balance_of(account, platform=platform):
+        return vault.accountOf(platform, account).balance
+
+    return balance_of
+
+
+@pytest.fixture(scope="session")
+def earnings(vault, platform):
+    def earnings(platform=platform):
+        return vault.platformOf(platform).earnings
+
+    return earnings

@@ -4,13 +4,12 @@ Gas is deterministic, so the targets are assertions. Run with `-s` to see the fi
 """
 
 import pytest
-from conftest import DAY, USD
+from conftest import DAY, EXPIRY, PER_CHARGE, PER_WINDOW, TOKENS_PER_USD, USD
 from eth_utils import keccak
 from typed_data import Charge
 
 EPOCH = 0x9D3F51C2 << 32  # charge ids: a random epoch, then a sequence
 AMOUNT = 1_234_567_890  # credit, about a tenth of a cent
-ALL_LIMITS = 7
 
 
 def batch(accounts, first_id):
@@ -21,29 +20,33 @@ def batch(accounts, first_id):
 
 
 @pytest.fixture(scope="module")
-def charged_before(vault, platform, user, fund, settle):
-    """Opens a hundred accounts, charges each once, and uses part of the word of ids that the tests use."""
+def opened(vault, platform, user, mint):
+    """Opens a hundred accounts with a dollar each."""
 
-    def charged_before(first_label):
+    def opened(first_label):
+        mint(user, 100 * TOKENS_PER_USD)
         labels = [number.to_bytes(32, "big") for number in range(first_label, first_label + 100)]
-        return [fund(10**6, label=label) for label in labels]
+        for label in labels:
+            vault.deposit(platform, user, label, TOKENS_PER_USD, sender=user)
+        return [vault.accountId(platform, user, label) for label in labels]
 
-    return charged_before
+    return opened
 
 
 @pytest.fixture(scope="module")
-def unlimited(charged_before, settle):
-    accounts = charged_before(0)
+def unlimited(opened, settle):
+    """Accounts charged before, whose ids share a word with the next ones."""
+    accounts = opened(0)
     settle(*batch(accounts, first_id=EPOCH))
     return accounts
 
 
 @pytest.fixture(scope="module")
-def limited(vault, platform, operator, charged_before, settle, now):
-    accounts = charged_before(100)
+def limited(vault, platform, operator, opened, settle, now):
+    accounts = opened(100)
     policy = (USD, USD, 30 * DAY, now() + DAY)
     for account in accounts:
-        vault.setPolicy(platform, account, ALL_LIMITS, policy, sender=operator)
+        vault.setPolicy(platform, account, PER_CHARGE | PER_WINDOW | EXPIRY, policy, sender=operator)
     settle(*batch(accounts, first_id=EPOCH))
     return accounts
 
