@@ -40,14 +40,14 @@ async def chunks(model, **fields):
 
 async def test_model__asked__answers_and_counts(tmp_path):
     async with LocalModel(tmp_path) as model:
-        said = await answer(model, max_tokens=64)
+        said = await answer(model, max_tokens=16)
         assert said["model"] == MODEL
         assert "Paris" in said["choices"][0]["message"]["content"]
         assert said["choices"][0]["finish_reason"] == "stop"
         assert said["usage"]["prompt_tokens"] > said["usage"]["completion_tokens"] > 0
         assert said["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
 
-        again = await answer(model, max_tokens=64)
+        again = await answer(model, max_tokens=16)
         assert again["usage"]["prompt_tokens"] == said["usage"]["prompt_tokens"]
         assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
 
@@ -63,8 +63,8 @@ async def test_model__asked__answers_and_counts(tmp_path):
         assert 0 < counted[-1]["usage"]["completion_tokens"] <= 4
         assert all("usage" not in chunk for chunk in counted[:-1])
 
-        at_once = await asyncio.gather(*(answer(model, max_tokens=16, seed=seed) for seed in range(8)))
-        assert all(0 < one["usage"]["completion_tokens"] <= 16 for one in at_once)
+        at_once = await asyncio.gather(*(answer(model, max_tokens=8, seed=seed) for seed in range(6)))
+        assert all(0 < one["usage"]["completion_tokens"] <= 8 for one in at_once)
         pid = model.child.pid
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

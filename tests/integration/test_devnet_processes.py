@@ -58,7 +58,7 @@ def wait_until(condition, seconds=20):
 
 
 def spawn(*command, **options):
-    return subprocess.Popen(command, text=True, **options)  # noqa: S603 - our own
+    return subprocess.Popen(command, text=True, **options)
 
 
 def parent_of(folder, command):
