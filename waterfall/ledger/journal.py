@@ -22,6 +22,8 @@ from waterfall.metering.prices import Bound
 from waterfall.types import Policy, RateCard, SignedReceipt
 
 SEQUENCE_BITS = 32
+QUEUED_AGAIN = {"state": "queued", "reason": None, "block": None, "tx_hash": None, "settled_at": None}
+"""A charge whose last attempt no longer says anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +346,7 @@ def retry_rejected(tx: Transaction, before: int) -> None:
     tx.run(
         table.update()
         .where(table.c.state == "rejected", table.c.reason == "max_per_window", table.c.settled_at < before)
-        .values(state="queued")
+        .values(**QUEUED_AGAIN)
     )
 
 

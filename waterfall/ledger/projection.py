@@ -5,7 +5,7 @@ One transaction applies a block's events and takes the charges they settle out o
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from waterfall.chain import events as chain
 from waterfall.chain.vault import policy_of
 from waterfall.ledger import schema
-from waterfall.ledger.journal import SEQUENCE_BITS, now_ms, recount
+from waterfall.ledger.journal import QUEUED_AGAIN, SEQUENCE_BITS, now_ms, recount
 from waterfall.ledger.writer import Transaction
 from waterfall.types import Policy
 
@@ -179,7 +179,7 @@ class Projection:
         self._tx.run(
             table.update()
             .where(table.c.account == account, table.c.state == "rejected")
-            .values(state="queued")
+            .values(**QUEUED_AGAIN)
         )
         if position.block <= self._spendable or (amount == 0 and superseded is None):
             return
@@ -274,13 +274,14 @@ def rewind(tx: Transaction, to: int) -> None:
         tx.run(
             wallets.update().where(wallets.c.account == row.account).values(unsettled=unsettled + row.amount)
         )
-    again = {"state": "batched", "reason": None, "block": None, "tx_hash": None, "settled_at": None}
+    again = {**QUEUED_AGAIN, "state": "batched"}
     tx.run(charges.update().where(lost, charges.c.state.in_(("settled", "rejected"))).values(**again))
     reopened = tx.run(sa.select(slots).where(slots.c.block > to)).all()
     tx.run(slots.update().where(slots.c.block > to).values(state="open", tx_hash=None, block=None))
-    for slot in reopened:
-        if slot.purpose == "policy":
-            _want_again(tx, int(slot.reference))
+    orders = [int(slot.reference) for slot in reopened if slot.purpose == "policy"]
+    table = schema.policy_orders
+    tx.run(table.update().where(table.c.id.in_(orders), table.c.state == "done").values(state="sent"))
+    _want_again(tx, restored)
 
 
 def reset(tx: Transaction) -> None:
@@ -292,17 +293,23 @@ def reset(tx: Transaction) -> None:
         name: None if wallets.c[name].nullable else 0 for name in (*schema.UNDONE, "pending", "superseded")
     }
     tx.run(wallets.update().values(**nothing))
-    again = {"state": "queued", "reason": None, "block": None, "tx_hash": None, "settled_at": None}
-    tx.run(charges.update().where(charges.c.state != "free").values(**again))
+    tx.run(charges.update().where(charges.c.state != "free").values(**QUEUED_AGAIN))
     recount(tx)
 
 
-def _want_again(tx: Transaction, order: int) -> None:
+def _want_again(tx: Transaction, accounts: Iterable[str]) -> None:
+    """What is wanted of these accounts: the newest order, unless the chain has it already."""
     orders, wallets = schema.policy_orders, schema.wallets
-    row = tx.run(sa.select(orders).where(orders.c.id == order)).one()
-    if row.state == "done":
-        tx.run(orders.update().where(orders.c.id == order).values(state="sent"))
-        tx.run(wallets.update().where(wallets.c.account == row.account).values(wanted=row.policy))
+    for account in accounts:
+        on_chain = tx.run(sa.select(wallets).where(wallets.c.account == account)).mappings().one()
+        query = sa.select(orders.c.policy).where(
+            orders.c.account == account, orders.c.state.in_(("waiting", "sent"))
+        )
+        newest = tx.run(query.order_by(orders.c.id.desc()).limit(1)).scalar()
+        arrived = newest is not None and Policy.model_validate_json(newest) == _policy(on_chain)
+        tx.run(
+            wallets.update().where(wallets.c.account == account).values(wanted=None if arrived else newest)
+        )
 
 
 def _recount_raises(tx: Transaction, accounts: Iterable[str]) -> None:
@@ -324,7 +331,7 @@ def _not_counting(tx: Transaction, account: str) -> dict[str, Any]:
     }
 
 
-def _policy(wallet: dict[str, Any]) -> Policy:
+def _policy(wallet: Mapping[Any, Any]) -> Policy:
     return Policy(**{name: wallet[name] for name in Policy.model_fields})
 
 
