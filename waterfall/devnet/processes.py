@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class ProcessFailed(WaterfallError):
-    """{process} {problem}. Its log, {log}, ends with {tail}."""
+    """{process} {problem}. The end of {log}:{tail}"""  # noqa: D415 - the docstring is the message
 
     code = "process_failed"
 
@@ -37,27 +37,18 @@ class Child:
     It leads a session of its own, so that Ctrl-C in a terminal reaches only us and we stop children in order.
     """
 
-    def __init__(
-        self,
-        name: str,
-        command: Sequence[str],
-        folder: Path,
-        *,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
         """Describe the child.
 
         Args:
             name: for people and file names.
             command: absolute path of the program, and its arguments.
             folder: where `<name>.log` (of the last start) and `<name>.pid` are.
-            environment: variables beside our own.
         """
         self.name = name
         self.log = folder / f"{name}.log"
         self._command = list(command)
         self._pid_file = folder / f"{name}.pid"
-        self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -86,7 +77,6 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self._environment},
                 start_new_session=True,
             )
         self._pid_file.write_text(f"{self._process.pid} {os.getpid()}\n")
@@ -144,7 +134,7 @@ class Child:
             raise self._failed(how)
 
     def _failed(self, problem: str) -> ProcessFailed:
-        tail = "".join(f"\n  {line}" for line in self.log_tail().splitlines()) or "nothing"
+        tail = "".join(f"\n  {line}" for line in self.log_tail().splitlines()) or " (nothing)"
         return ProcessFailed(process=self.name, problem=problem, log=self.log, tail=tail)
 
     def _signal(self, number: signal.Signals) -> None:
