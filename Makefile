@@ -26,7 +26,7 @@ $(VENV)/.tools:
 
 $(VENV)/.python: requirements.txt $(VENV)/.tools
 	@echo "Installing Python packages (one to three minutes the first time) …"
-	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements.txt
 	@touch $@
 
 $(VENV)/.node: package-lock.json .npmrc $(VENV)/.tools
