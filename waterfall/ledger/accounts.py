@@ -30,7 +30,7 @@ def create_account(tx: Transaction, platform: int, owner: str, salt: bytes, labe
     if known is None:
         open_account(tx, id_, owner, hashed, label)
     elif known.label is None:
-        tx.run(table.update().where(table.c.id == id_).values(label=label))
+        tx.run(table.update().where(table.c.id == id_).values(owner=owner, label_hash=hashed, label=label))
     else:
         raise AccountExists(account=id_)
     return id_

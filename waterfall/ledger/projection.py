@@ -16,7 +16,10 @@ from waterfall.chain.vault import policy_of
 from waterfall.ledger import schema
 from waterfall.ledger.journal import QUEUED_AGAIN, SEQUENCE_BITS, now_ms, recount
 from waterfall.ledger.writer import Transaction
-from waterfall.types import Policy
+from waterfall.types import ZERO_ADDRESS, Policy
+
+UNKNOWN_LABEL = "0x" + "00" * 32
+"""Stands for owner and label of an account of which the chain has shown a policy only, so far."""
 
 _SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
 
@@ -57,13 +60,11 @@ class Projection:
             if getattr(event, "platform", self._platform) != self._platform:
                 continue
             account = getattr(event, "account", None)
-            if isinstance(event, chain.Deposited):
+            if isinstance(event, chain.Deposited | chain.PolicySet):
                 self._open_account(event)
             if account is not None:
                 wallet = wallets.get(account) or self._read(account)
-                if (
-                    wallet is None
-                ):  # another platform's: every account of ours was opened by its first deposit
+                if wallet is None:  # another platform's: ours were opened by their first deposit or policy
                     continue
                 wallets[account] = wallet
                 self._apply(block, position, event, wallet)
@@ -190,8 +191,14 @@ class Projection:
 
     # ── Rows ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _open_account(self, event: chain.Deposited) -> None:
+    def _open_account(self, event: chain.Deposited | chain.PolicySet) -> None:
+        if isinstance(event, chain.PolicySet):
+            open_account(self._tx, event.account, ZERO_ADDRESS, UNKNOWN_LABEL, label=None)
+            return
         open_account(self._tx, event.account, event.owner, event.label, label=None)
+        table = schema.accounts
+        unnamed = table.c.id == event.account, table.c.label_hash == UNKNOWN_LABEL
+        self._tx.run(table.update().where(*unnamed).values(owner=event.owner, label_hash=event.label))
 
     def _read(self, account: str) -> dict[str, Any] | None:
         table = schema.wallets
