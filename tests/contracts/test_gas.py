@@ -8,9 +8,9 @@ from conftest import DAY, EXPIRY, PER_CHARGE, PER_WINDOW, TOKENS_PER_USD, USD
 from eth_utils import keccak
 from typed_data import Charge
 
-# Charge ids: a random epoch, then a sequence. The first of a word, as its next ones are measured.
-UNLIMITED_ID = (0x9D3F51C2 << 32) + 0x012300
-LIMITED_ID = UNLIMITED_ID + 0x0100
+# Charge ids: a random epoch, then a sequence. A word of 256 for each kind, used in part before it is measured.
+EPOCH = 0x9D3F51C2 << 32
+FIRST_ID = {"unlimited": EPOCH + 0x012300, "limited": EPOCH + 0x012400}
 AMOUNT = 1_234_567_890  # credit, about a tenth of a cent
 
 
@@ -22,67 +22,38 @@ def batch(accounts, first_id):
 
 
 @pytest.fixture(scope="module")
-def opened(vault, platform, user, mint):
-    """Opens a hundred accounts with a dollar each."""
+def steady(vault, platform, user, operator, mint, settle, now):
+    """A hundred accounts without limits and a hundred with all, each charged before."""
+    mint(user, 200 * TOKENS_PER_USD)
+    labels = [number.to_bytes(32, "big") for number in range(200)]
+    for label in labels:
+        vault.deposit(platform, user, label, TOKENS_PER_USD, sender=user)
+    accounts = [vault.accountId(platform, user, label) for label in labels]
+    unlimited, limited = accounts[:100], accounts[100:]
 
-    def opened(first_label):
-        mint(user, 100 * TOKENS_PER_USD)
-        labels = [number.to_bytes(32, "big") for number in range(first_label, first_label + 100)]
-        for label in labels:
-            vault.deposit(platform, user, label, TOKENS_PER_USD, sender=user)
-        return [vault.accountId(platform, user, label) for label in labels]
-
-    return opened
-
-
-@pytest.fixture(scope="module")
-def unlimited(opened, settle):
-    accounts = opened(0)
-    settle(*batch(accounts, UNLIMITED_ID))
-    return accounts
-
-
-@pytest.fixture(scope="module")
-def limited(vault, platform, operator, opened, settle, now):
-    accounts = opened(100)
     policy = (USD, USD, 30 * DAY, now() + DAY)
-    for account in accounts:
+    for account in limited:
         vault.setPolicy(platform, account, PER_CHARGE | PER_WINDOW | EXPIRY, policy, sender=operator)
-    settle(*batch(accounts, LIMITED_ID))
-    return accounts
+    settle(*batch(unlimited, FIRST_ID["unlimited"]))
+    settle(*batch(limited, FIRST_ID["limited"]))
+    return {"unlimited": unlimited, "limited": limited}
 
 
-@pytest.fixture
-def gas_per_charge(vault, settle):
-    def gas_per_charge(accounts, first_id):
-        tx = settle(*batch(accounts, first_id + 100))
-        assert len(tx.events.filter(vault.Charged)) == len(accounts)
-        gas = tx.gas_used / len(accounts)
-        print(f"{gas:,.0f} gas a charge")  # noqa: T201
-        return gas
-
-    return gas_per_charge
-
-
-def test_settle__single_charge__56000(gas_per_charge, unlimited):
-    assert gas_per_charge(unlimited[:1], UNLIMITED_ID) <= 56_000
-
-
-def test_settle__100_accounts__10500_a_charge(gas_per_charge, unlimited):
-    assert gas_per_charge(unlimited, UNLIMITED_ID) <= 10_500
-
-
-def test_settle__100_charges_of_one_account__6000_a_charge(gas_per_charge, unlimited):
-    assert gas_per_charge(unlimited[:1] * 100, UNLIMITED_ID) <= 6_000
-
-
-def test_settle__single_charge_with_all_limits__56000(gas_per_charge, limited):
-    assert gas_per_charge(limited[:1], LIMITED_ID) <= 56_000
-
-
-def test_settle__100_accounts_with_all_limits__12700_a_charge(gas_per_charge, limited):
-    assert gas_per_charge(limited, LIMITED_ID) <= 12_700
-
-
-def test_settle__100_charges_of_one_account_with_all_limits__6000_a_charge(gas_per_charge, limited):
-    assert gas_per_charge(limited[:1] * 100, LIMITED_ID) <= 6_000
+@pytest.mark.parametrize(
+    ("kind", "charges", "distinct", "target"),
+    [
+        ("unlimited", 1, 1, 56_000),
+        ("unlimited", 100, 100, 10_500),
+        ("unlimited", 100, 1, 6_000),
+        ("limited", 1, 1, 56_000),
+        ("limited", 100, 100, 12_700),
+        ("limited", 100, 1, 6_000),
+    ],
+)
+def test_settle__batch__costs_no_more_than_the_target(vault, settle, steady, kind, charges, distinct, target):
+    charged = steady[kind][:distinct] * (charges // distinct)
+    tx = settle(*batch(charged, FIRST_ID[kind] + 100))
+    assert len(tx.events.filter(vault.Charged)) == charges
+    gas = tx.gas_used / charges
+    print(f"{gas:,.0f} gas a charge: {charges} of {distinct} {kind} accounts")  # noqa: T201
+    assert gas <= target
