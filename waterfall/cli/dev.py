@@ -196,7 +196,7 @@ async def _cancel(task: "asyncio.Task[Any]") -> None:
 
 
 def _with_model(settings: Settings, model: LocalModel) -> Settings:
-    upstreams = {"local": {"kind": "openai", "base_url": model.base_url}}
+    upstreams = {"local": {"kind": "openai", "base_url": model.base_url, "max_choices": 1}}
     models = {MODEL: {"upstream": "local", "max_output_tokens": 256, **_MODEL_PRICES}}
     return Settings.model_validate(
         {**settings.model_dump(exclude_unset=True), "upstreams": upstreams, "models": models}

@@ -26,6 +26,7 @@ _REFUSED = {
     "max_new_tokens": "use max_tokens",
     "min_tokens": "it may exceed max_tokens",
     "best_of": "use n",
+    "n_cmpl": "use n",
     "use_beam_search": "its output cannot be bounded",
     "prediction": "rejected predictions are billed beyond max_tokens",
     "web_search_options": "hosted tools are not priced",
@@ -53,7 +54,14 @@ class ChatRequest:
     """At most; see `read`."""
 
     def bound(self, model: Model) -> Bound:
-        """What the call may cost at most."""
+        """What the call may cost at most.
+
+        Raises:
+            InvalidRequest: more choices than the upstream can meter.
+        """
+        most = model.upstream.settings.max_choices
+        if self.choices > most:
+            raise _invalid("n", f"must be at most {most} for this model")
         per_choice = self.max_tokens or model.default_max_output_tokens
         least = per_choice if self.max_tokens else min(_LEAST_OUTPUT_TOKENS, per_choice)
         return prices.bound(model.card, self.input_tokens, per_choice * self.choices, least * self.choices)

@@ -35,6 +35,8 @@ class UpstreamSettings(Frozen):
     api_key_env: str | None = None
     output_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """The request field by which this upstream limits output."""
+    max_choices: int = Field(default=128, ge=1, le=128)
+    """Most choices (`n`) of a call; 1 for servers such as llama.cpp's that report the usage of one choice only."""
     connect_seconds: float = Field(default=10, gt=0)
     timeout_seconds: float = Field(default=600, gt=0)
     """Longest silence before and within an answer."""
