@@ -72,7 +72,7 @@ def due_policy(connection: sa.Connection) -> tuple[int, str, Policy] | None:
     open_charges = sa.exists().where(
         charges.c.account == orders.c.account,
         charges.c.sequence <= orders.c.after_sequence,
-        charges.c.state.in_(("queued", "batched", "rejected")),
+        charges.c.state.in_(("queued", "batched")),
     )
     query = (
         sa.select(orders).where(orders.c.state == "waiting", ~open_holds, ~open_charges).order_by(orders.c.id)
