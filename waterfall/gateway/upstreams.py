@@ -1,17 +1,26 @@
 """HTTP to providers. What matters for money: whether a failed call can have reached the provider."""
 
+import asyncio
+import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
 
-from waterfall.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable, WaterfallError
+from waterfall.errors import (
+    HoldNotOpen,
+    UpstreamInvalid,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+    WaterfallError,
+)
 from waterfall.gateway.config import UpstreamSettings
 
 # Idle connections are closed before the provider closes them: a request that meets a closing connection may or
 # may not have been served.
 _KEEPALIVE_SECONDS = 4
 _CONNECTIONS = 1024
+_LARGE_BYTES = 2**20
 
 
 class Upstream:
@@ -30,6 +39,7 @@ class Upstream:
                 headers["Authorization"] = f"Bearer {self.settings.api_key}"
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=_CONNECTIONS, keepalive_timeout=_KEEPALIVE_SECONDS),
+                cookie_jar=aiohttp.DummyCookieJar(),  # one caller's cookies are not for the next
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(
                     total=None,
@@ -47,9 +57,16 @@ class Upstream:
             NotReached: the provider cannot have seen the request.
             UpstreamTimeout, UpstreamInvalid: it may have, also while the body is read.
         """
+        url = self.settings.base_url.rstrip("/") + path
         try:
-            async with self._open().post(self.settings.base_url.rstrip("/") + path, data=body) as response:
-                yield response
+            # aiohttp's own limits say nothing of an upstream that does not take the request in.
+            async with asyncio.timeout(
+                self.settings.connect_seconds + 2 * self.settings.timeout_seconds
+            ) as limit:
+                # A redirect would let another server see the request and run it.
+                async with self._open().post(url, data=_payload(body), allow_redirects=False) as response:
+                    limit.reschedule(None)
+                    yield response
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             raise NotReached(upstream=self.name, reason=str(error) or type(error).__name__) from error
         except TimeoutError as error:
@@ -64,10 +81,16 @@ class Upstream:
             await self._session.close()
 
 
+def _payload(body: bytes) -> bytes | io.BytesIO:
+    """What aiohttp is given to send: a large body piece by piece, so that it does not block the event loop."""
+    return body if len(body) <= _LARGE_BYTES else io.BytesIO(body)
+
+
 class NotReached(UpstreamUnavailable):
     """The upstream {upstream} cannot be reached: {reason}. Nothing was charged."""
 
 
 def retry_is_safe(error: WaterfallError) -> bool:
     """Whether sending the call again cannot make it run twice."""
-    return not isinstance(error, UpstreamTimeout | UpstreamInvalid)
+    is_defect = type(error) is WaterfallError
+    return not (is_defect or isinstance(error, UpstreamTimeout | UpstreamInvalid | HoldNotOpen))
