@@ -11,6 +11,7 @@ import orjson
 
 _MAX_EVENT_BYTES = 16 * 2**20
 DONE = b"[DONE]"
+_FIELDS_WITHOUT_DATA = {b"", b"event", b"id", b"retry"}  # "" also begins a comment
 
 
 class NotAStream(ValueError):
@@ -22,11 +23,13 @@ class Event:
     """One event: its bytes as they came, with the blank line, and what its data says."""
 
     raw: bytes
-    done: bool
-    usage: dict[str, Any] | None
+    done: bool = False
+    usage: dict[str, Any] | None = None
     """The provider's usage object, where the event carries one."""
-    has_choices: bool
-    pieces: int
+    has_choices: bool = False
+    finished: bool = False
+    """Whether a choice ends with it."""
+    pieces: int = 0
     """Choices with a piece of output in them: each is one token or more."""
 
 
@@ -34,7 +37,7 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[Event]:
     """Cut an upstream's bytes into events.
 
     Raises:
-        NotAStream: an event that is too large, or whose data is not a JSON object or [DONE].
+        NotAStream: an event that is too large, or whose data is not a chunk or [DONE], or that is none.
     """
     buffer = b""
     async for chunk in chunks:
@@ -54,11 +57,11 @@ def _end_of_event(buffer: bytes) -> int | None:
 
 
 def _event(raw: bytes) -> Event:
-    data = b"\n".join(line[5:].removeprefix(b" ") for line in raw.splitlines() if line.startswith(b"data:"))
-    if not data:  # a comment, such as a keep-alive
-        return Event(raw, done=False, usage=None, has_choices=True, pieces=0)
+    data = _data(raw)
+    if data is None:  # a comment, such as a keep-alive
+        return Event(raw)
     if data.strip() == DONE:
-        return Event(raw, done=True, usage=None, has_choices=False, pieces=0)
+        return Event(raw, done=True)
     try:
         chunk = orjson.loads(data)
     except orjson.JSONDecodeError:
@@ -68,14 +71,31 @@ def _event(raw: bytes) -> Event:
     if chunk.get("error") is not None:
         raise NotAStream(f"it reports an error: {str(chunk['error'])[:200]}")
     choices = chunk.get("choices") or []
+    if not isinstance(choices, list):
+        raise NotAStream("an event's choices are not a list")
     usage = chunk.get("usage")
     return Event(
         raw,
-        done=False,
         usage=usage if isinstance(usage, dict) else None,
         has_choices=bool(choices),
+        finished=any(isinstance(choice, Mapping) and choice.get("finish_reason") for choice in choices),
         pieces=sum(_has_output(choice) for choice in choices),
     )
+
+
+def _data(raw: bytes) -> bytes | None:
+    """The data of an event, or None where it has none.
+
+    A line that no event stream has is not passed on as if it were a comment: it may be a whole answer.
+    """
+    lines = []
+    for line in raw.splitlines():
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            lines.append(value.removeprefix(b" "))
+        elif name not in _FIELDS_WITHOUT_DATA:
+            raise NotAStream("a line is not that of an event stream")
+    return b"\n".join(lines) if lines else None
 
 
 def _has_output(choice: Any) -> bool:
