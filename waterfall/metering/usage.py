@@ -8,6 +8,8 @@ from pydantic import ValidationError
 from waterfall.errors import WaterfallError
 from waterfall.types import Usage
 
+_MOST_LEVELS = 32
+
 
 class UsageUnreadable(WaterfallError):
     """The provider's usage object cannot be read: {reason}."""
@@ -23,10 +25,12 @@ def from_openai_chat(usage: Any) -> Usage:
     Source: https://platform.openai.com/docs/api-reference/chat/object
 
     Raises:
-        UsageUnreadable: absent, or counts that contradict each other.
+        UsageUnreadable: absent, counts that contradict each other, or nothing that a receipt could carry.
     """
     if not isinstance(usage, Mapping):
         raise UsageUnreadable(reason="it is missing")
+    if _is_deeper(usage, _MOST_LEVELS):
+        raise UsageUnreadable(reason=f"it has more than {_MOST_LEVELS} levels")
     try:
         return Usage(
             input_tokens=usage["prompt_tokens"],
@@ -45,3 +49,11 @@ def _detail(usage: Mapping[str, Any], group: str, name: str) -> Any:
     details = usage.get(group)
     value = details.get(name) if isinstance(details, Mapping) else None
     return 0 if value is None else value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list):
+        return False
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in value)
