@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
 
-from waterfall.errors import LedgerError, PaymentRequired
+from waterfall.errors import HoldNotOpen, LedgerError, PaymentRequired, WaterfallError
 from waterfall.gateway.models import Model
 from waterfall.ledger.journal import Caller, Captured, Hold
 from waterfall.ledger.store import LEASE_MS, Ledger
@@ -63,11 +64,19 @@ class Calls:
         self._open: dict[int, Hold] = {}
 
     async def hold(self, caller: Caller, model: Model, bound: Bound) -> Hold:
-        """Set the call's provable maximum aside.
+        """Set the call's provable maximum aside. If the caller is cancelled meanwhile, it is given back.
 
         Raises:
             AccountNotFound, PaymentRequired, Unavailable, LedgerError
         """
+        holding = self.start(self._hold(caller, model, bound))
+        try:
+            return await asyncio.shield(holding)
+        except asyncio.CancelledError:
+            self.start(self._release_unused(holding))
+            raise
+
+    async def _hold(self, caller: Caller, model: Model, bound: Bound) -> Hold:
         block_time = self.ledger.block_time(self._max_age)
         await self.ledger.keep_rate_card(model.price_id, model.card)
         try:
@@ -80,8 +89,16 @@ class Calls:
         self._open[held.sequence] = held
         return held
 
+    async def _release_unused(self, holding: "asyncio.Task[Hold]") -> None:
+        with suppress(WaterfallError):
+            await self.release(await holding, "it was cancelled before the upstream was called")
+
     async def capture(self, held: Hold, model: Model, metered: Metered) -> Captured:
-        """Charge what was metered. Tried until it is durable: delivered work never goes uncharged by a hiccup."""
+        """Charge what was metered. Tried until it is durable: delivered work never goes uncharged by a hiccup.
+
+        Raises:
+            HoldNotOpen: it was closed meanwhile as one that nobody works on.
+        """
         price = prices.amount(metered.usage, model.card)
         amount = min(price, held.amount)
         if price > held.amount:
@@ -89,20 +106,24 @@ class Calls:
                 "bound broken", receipt=held.receipt_id, held=held.amount, metered=price, model=model.name
             )
         signed = self.sign(held, model.name, model.card, model.price_id, amount, metered)
-        captured = await _until_durable(lambda: self.ledger.capture(held, signed, price - amount))
-        self._open.pop(held.sequence, None)
-        return captured
+        return await self._end(held, lambda: self.ledger.capture(held, signed, price - amount))
 
     async def release(self, held: Hold, reason: str) -> None:
         """Give the hold back: the call cost nothing."""
-        await _until_durable(lambda: self.ledger.release(held, reason))
-        self._open.pop(held.sequence, None)
+        with suppress(HoldNotOpen):
+            await self._end(held, lambda: self.ledger.release(held, reason))
 
     async def lose(self, held: Hold, reason: str) -> None:
         """Give the hold back, and list the call as one that may have cost something."""
         log.error("call lost", receipt=held.receipt_id, held=held.amount, reason=reason)
-        await _until_durable(lambda: self.ledger.lose(held, reason))
-        self._open.pop(held.sequence, None)
+        with suppress(HoldNotOpen):
+            await self._end(held, lambda: self.ledger.lose(held, reason))
+
+    async def _end(self, held: Hold, write: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await _until_durable(write)
+        finally:
+            self._open.pop(held.sequence, None)
 
     async def charge(
         self,

@@ -27,8 +27,7 @@ from waterfall.types import Usage
 log = structlog.get_logger()
 
 _PATH = "/chat/completions"
-_OK = 200
-_OUR_CREDENTIALS = (401, 403)
+_OUR_ACCOUNT = (401, 402, 403)
 _PASSED_ON_HEADERS = ("retry-after", "retry-after-ms")
 _QUEUED_EVENTS = 64
 
@@ -70,16 +69,15 @@ class Serving:
         try:
             async with self._answer() as response:
                 raw = await response.read()
-                if response.status != _OK:
+                if not _is_answer(response):
                     raise _Refused(self._model, response, raw)
-            metered = self._meter(raw)
+            captured = await self._calls.capture(self._held, self._model, self._meter(raw))
         except _Refused as refusal:
             await self._give_up(refusal)
             return refusal.answer()
         except Exception as error:
             await self._give_up(error)
             raise
-        captured = await self._calls.capture(self._held, self._model, metered)
         headers = hold_headers(self._held) | charge_headers(captured.amount, captured.balance)
         return Response(raw, headers=headers, media_type="application/json")
 
@@ -108,7 +106,11 @@ class Serving:
         """
         relay = _Relay(self._drain_seconds)
         task = self._calls.start(self._pump(relay))
-        await asyncio.wait([task, relay.started], return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait([task, relay.started], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            relay.leave()  # or the pump would wait for ever for somebody to read
+            raise
         if relay.started.done():
             return StreamAnswer(relay, hold_headers(self._held))
         try:
@@ -118,96 +120,122 @@ class Serving:
         raise AssertionError("a pump that ends without starting has failed")
 
     async def _pump(self, relay: "_Relay") -> None:
-        """Read the whole stream whatever the client does, and let its end out once the capture is durable."""
-        meter = _StreamMeter()
-        cut: str | None = None
+        """Serve a stream to its end, whatever the client does.
+
+        Raises:
+            WaterfallError: the upstream did not start to answer. What fails later is told in the stream.
+        """
+        try:
+            last = await self._relay(relay)
+        except Exception as error:
+            await self._give_up(error)
+            if not relay.started.done():
+                raise
+            if isinstance(error, WaterfallError):
+                last = [_error_event(error)]
+            else:
+                log.error("unexpected", receipt=self._held.receipt_id, exc_info=error)
+                last = [_error_event(WaterfallError())]
+        await relay.end(last)
+
+    async def _relay(self, relay: "_Relay") -> list[bytes]:
+        """Pass the stream on and capture; its last bytes, which may leave now."""
+        meter = _StreamMeter(include_usage=self._request.include_usage)
+        cut: WaterfallError | None = None
         try:
             async with relay.bounded(), self._answer() as response:
-                if response.status != _OK:
+                if not _is_answer(response):
                     raise _Refused(self._model, response, await response.read())
                 relay.start()
                 async for event in events(response.content.iter_any()):
-                    if meter.passes(event):
-                        await relay.send(event.raw)
-        except (NotReached, _Refused) as error:
-            await self._give_up(error)
-            raise
-        except (UpstreamInvalid, UpstreamTimeout, NotAStream) as error:
-            cut = str(error)
+                    for data in meter.take(event):
+                        await relay.send(data)
+        except (UpstreamInvalid, UpstreamTimeout) as error:
+            cut = error
+        except NotAStream as error:
+            cut = self._invalid(str(error))
         except TimeoutError:
-            cut = f"its client left and it went on for more than {self._drain_seconds:g} seconds"
-        except Exception as error:
-            await self._give_up(error)
-            await relay.end([_error_event(self._invalid("the gateway failed"))])
-            raise
-        if cut is not None and not relay.started.done():
-            unstarted = self._invalid(cut)
-            await self._give_up(unstarted)
-            raise unstarted
-        await self._end(relay, meter, cut)
-
-    async def _end(self, relay: "_Relay", meter: "_StreamMeter", cut: str | None) -> None:
-        usage, reported = meter.result()
-        problem = None if cut is None and meter.done else self._invalid(cut or "it was cut before its end")
-        if usage is None:
-            error = problem or self._invalid("it reports no usage")
-            await self._give_up(error)
-            await relay.end([_error_event(error)])
-            return
-        metered = Metered(usage, reported, self._request_hash, meter.response_hash())
-        if reported is None:
-            log.warning(
-                "incomplete", receipt=self._held.receipt_id, pieces=usage.output_tokens, reason=str(problem)
+            cut = self._invalid(
+                f"its client left and it went on for more than {self._drain_seconds:g} seconds"
             )
-        try:
-            await self._calls.capture(self._held, self._model, metered)
-        except WaterfallError as error:
-            await relay.end([_error_event(error)])
-            raise
-        tail = meter.tail(include_usage=self._request.include_usage)
-        await relay.end(tail if problem is None or reported is not None else [*tail, _error_event(problem)])
+        if cut is not None and not relay.started.done():
+            raise cut
+        return await self._capture(meter, cut)
+
+    async def _capture(self, meter: "_StreamMeter", cut: WaterfallError | None) -> list[bytes]:
+        if cut is None and not meter.done:
+            cut = self._invalid("it was cut before its end")
+        usage, reported = meter.result()
+        if usage is None:
+            raise cut or self._invalid("it reports no usage")
+        if reported is None:
+            reason = str(cut or "it reports no usage")
+            log.warning(
+                "incomplete", receipt=self._held.receipt_id, pieces=usage.output_tokens, reason=reason
+            )
+        metered = Metered(usage, reported, self._request_hash, meter.response_hash())
+        await self._calls.capture(self._held, self._model, metered)
+        return meter.tail() if cut is None or reported is not None else [*meter.tail(), _error_event(cut)]
 
 
 class _StreamMeter:
     """What a stream has shown so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, include_usage: bool) -> None:
         self.done = False
+        self._include_usage = include_usage
         self._hash = keccak.new(b"")
-        self._reported: dict[str, Any] | None = None
         self._pieces = 0
+        self._finished = False
+        self._reported: dict[str, Any] | None = None
+        self._is_last_word = False
         self._tail: list[Event] = []
 
-    def passes(self, event: Event) -> bool:
-        """Take an event in; whether it may go out now. The usage chunk and what follows wait for the capture."""
+    def take(self, event: Event) -> list[bytes]:
+        """Take an event in; what may go out now. [DONE], and a usage chunk at the end, wait for the capture."""
         self._hash.update(event.raw)
         self._pieces += event.pieces
-        self._reported = event.usage or self._reported
+        self._finished = self._finished or event.finished
         self.done = self.done or event.done
-        if self._tail or event.done or (event.usage is not None and not event.has_choices):
-            self._tail.append(event)
-            return False
-        return True
+        if event.usage:
+            self._reported = event.usage
+            self._is_last_word = self._finished and not event.has_choices
+        elif event.pieces:
+            self._reported = None  # it was a placeholder: output came after it
+        self._tail.append(event)
+        if self.done or (not event.has_choices and (event.usage is not None or len(self._tail) > 1)):
+            return []
+        passed = self.tail()
+        self._tail.clear()
+        return passed
 
     def result(self) -> tuple[Usage | None, dict[str, Any] | None]:
         """Usage and the provider's object; without one, what was provably put out: a token a piece, no input.
 
-        None where not even that is there.
+        A usage object is the provider's last word if the stream came to its end, or if it stands alone after
+        the end of a choice. None where not even a piece is there.
         """
+        reported = self._reported if self.done or self._is_last_word else None
         try:
-            return from_openai_chat(self._reported), self._reported
+            return from_openai_chat(reported), reported
         except UsageUnreadable:
             return (Usage(input_tokens=0, output_tokens=self._pieces) if self._pieces else None), None
 
-    def tail(self, *, include_usage: bool) -> list[bytes]:
-        """What may leave after the capture: the usage chunk only for a caller who asked for it."""
+    def tail(self) -> list[bytes]:
+        """What has not gone out yet and may: a usage chunk only to a caller who asked for it."""
         return [
-            event.raw for event in self._tail if include_usage or event.usage is None or event.has_choices
+            event.raw
+            for event in self._tail
+            if self._include_usage or event.usage is None or event.has_choices
         ]
 
     def response_hash(self) -> str:
         """Hash of everything the upstream sent."""
         return "0x" + self._hash.digest().hex()
+
+
+def _is_answer(response: aiohttp.ClientResponse) -> bool:
+    return 200 <= response.status < 300  # noqa: PLR2004 - success
 
 
 class _Refused(UpstreamUnavailable):
@@ -222,10 +250,10 @@ class _Refused(UpstreamUnavailable):
         }
 
     def answer(self) -> Response:
-        """The upstream's own error, unless it is about our credentials or not one at all."""
-        if self._status in _OUR_CREDENTIALS:
+        """The upstream's own error, unless it is about us or not one at all."""
+        if self._status in _OUR_ACCOUNT:
             error: WaterfallError = UpstreamUnavailable(
-                upstream=self.details["upstream"], reason="it refused this gateway's own key"
+                upstream=self.details["upstream"], reason="it refused this gateway's own key or account"
             )
         elif self._status < 400 or not _is_error(self._raw):  # noqa: PLR2004 - not an error status
             error = UpstreamUnavailable(
@@ -245,7 +273,8 @@ def _is_error(raw: bytes) -> bool:
 
 
 def _error_event(error: WaterfallError) -> bytes:
-    return b"data: " + orjson.dumps(error_body(error)) + b"\n\n"
+    # The blank line before it ends what the upstream may have left unfinished.
+    return b"\n\ndata: " + orjson.dumps(error_body(error)) + b"\n\n"
 
 
 class _Relay:
@@ -268,6 +297,8 @@ class _Relay:
         """
         async with self._limit:
             self._limited = True
+            if self._left:
+                self._begin_limit()
             try:
                 yield
             finally:
@@ -302,7 +333,10 @@ class _Relay:
             self._queue.get_nowait()
         self._queue.put_nowait(None)
         if self._limited:
-            self._limit.reschedule(asyncio.get_running_loop().time() + self._drain_seconds)
+            self._begin_limit()
+
+    def _begin_limit(self) -> None:
+        self._limit.reschedule(asyncio.get_running_loop().time() + self._drain_seconds)
 
 
 class StreamAnswer(Response):
