@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,15 @@ from waterfall.cli.service import Running, Secrets, serve
 from waterfall.devnet import deploy
 from waterfall.devnet.anvil import Anvil
 from waterfall.ledger.store import Ledger
+from waterfall.money import format_usd, parse_usd
 from waterfall.settings import ChainSettings, Settings
 
 ADMIN_KEY = "wf_admin"
 # One token costs 0.000001 USD, so that ten provable maxima are a whole number of USDC's smallest unit.
 MICRO = {"input_usd_per_mtok": "1", "output_usd_per_mtok": "1"}
+
+
+_NUMBERS = itertools.count(1)
 
 
 @dataclass
@@ -79,8 +84,9 @@ class Client:
             is_json = response.content_type == "application/json"
             return response.status, await (response.json() if is_json else response.text()), response.headers
 
-    async def open_account(self, label: str = "ada", micro_usd: int = 0) -> tuple[dict, str]:
-        """A funded account and a key of it."""
+    async def open_account(self, label: str | None = None, micro_usd: int = 0) -> tuple[dict, str]:
+        """A funded account and a key of it; without a label, one that no other test has."""
+        label = label or f"account {next(_NUMBERS)}"
         status, account, _ = await self.request("POST", "/api/accounts", json={"label": label})
         assert status == 201, account
         _, made, _ = await self.request("POST", f"/api/accounts/{account['id']}/keys", json={"name": "test"})
@@ -107,13 +113,50 @@ class Client:
         body = {"model": "micro", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20} | fields
         return await self.request("POST", "/v1/chat/completions", key=key, headers=headers, json=body)
 
+    @contextlib.asynccontextmanager
+    async def streaming(self, key: str, **fields: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A stream whose answer has begun; left before its end, its connection is closed."""
+        body = {"model": "micro", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20} | fields
+        headers = {"Authorization": f"Bearer {key}"}
+        url = self.url + "/v1/chat/completions"
+        async with self.session.post(url, headers=headers, json=body | {"stream": True}) as response:
+            yield response
+
     async def receipt(self, receipt_id: str) -> dict:
         return (await self.request("GET", f"/api/receipts/{receipt_id}"))[1]
 
+    async def calls(self, account: dict, **query: Any) -> list[dict]:
+        """The account's calls, newest first."""
+        return (await self.request("GET", "/api/calls", params={"account": account["id"], **query}))[1]
 
-def settings_for(upstream_url: str, database: Path, **gateway: Any) -> Settings:
+    async def ended(self, account: dict) -> dict:
+        """The account's only call, once its hold is closed."""
+        async with asyncio.timeout(20):
+            while not (calls := await self.calls(account)) or calls[0]["status"] == "held":
+                await asyncio.sleep(0.01)
+        assert len(calls) == 1
+        return calls[0]
+
+    async def check_books(self, account: dict, micro_usd: int, charged: str) -> None:
+        """Nothing is held anywhere; of this deposit exactly this was taken, here and on the chain."""
+        settled = await self.settled(account["id"])
+        left = micro_usd * 10**6 - parse_usd(charged)
+        assert settled["balance"] == format_usd(left)
+        on_chain = await self.net.vault.account(self.net.chain.platform, account["id"])
+        assert on_chain.balance == left
+        assert (await self.request("GET", "/api/totals"))[1]["held"] == "0.00"
+
+
+def settings_for(
+    upstream_url: str, database: Path, *, timeout_seconds: float = 2, **gateway: Any
+) -> Settings:
     """Settings with one upstream, a model at a micro-dollar a token, a published one, and one without a price."""
-    local = {"kind": "openai", "base_url": upstream_url, "timeout_seconds": 2, "connect_seconds": 1}
+    local = {
+        "kind": "openai",
+        "base_url": upstream_url,
+        "timeout_seconds": timeout_seconds,
+        "connect_seconds": 1,
+    }
     return Settings.model_validate(
         {
             "database": f"sqlite:///{database}",
