@@ -311,9 +311,13 @@ def _engine(url: str) -> sa.Engine:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError:
         raise LedgerError(reason=f"{url!r} is not a database URL such as sqlite:///waterfall.db") from None
-    if parsed.drivername != "sqlite" or not parsed.database:
+    if parsed.drivername != "sqlite" or parsed.database in {None, "", ":memory:"}:
         raise LedgerError(reason="the database must be a file: sqlite:///path/to/waterfall.db")
-    Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(str(parsed.database)).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LedgerError(reason=f"the folder {folder} cannot be made: {error.strerror}") from None
     engine = sa.create_engine(parsed, connect_args={"check_same_thread": False, "timeout": 30})
     sa.event.listen(engine, "connect", _configure)
     sa.event.listen(engine, "begin", _begin)
