@@ -73,8 +73,9 @@ class Indexer:
         return True
 
     async def _start(self, final: int) -> Block:
-        """Where an empty ledger begins: the block before the vault's."""
+        """Where an empty ledger begins: the block before the vault's; kept, as a reorg may lead back to it."""
         start = await self._block(max(0, min(self._deployed_block - 1, final)))
+        await self._ledger.apply([(start, [])], spendable=start.number, final=start.number)
         log.info("indexing from the start", block=start.number)
         return start
 
