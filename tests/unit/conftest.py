@@ -1,6 +1,9 @@
 """A ledger in a real SQLite file, one account in it, and what makes receipts for it."""
 
+import logging
+
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 from making import (
     BLOCK_TIME,
@@ -25,6 +28,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("unit")
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 @pytest.fixture

@@ -237,8 +237,11 @@ class FakeChain:
         return self.head.state
 
     def script(self, method, *answers):
-        """The next answers to a method; an exception is raised, `after(error)` once the call has had its effect."""
-        self._scripted[method] += answers
+        """The next answers to a method: an exception is raised, `After` one once the call has had its effect.
+
+        None takes back what is left of them.
+        """
+        self._scripted[method] = [] if answers == (None,) else self._scripted[method] + list(answers)
 
     def mine(self, *actions, seconds=SECONDS, transactions=True):
         """Make a block of the actions (state → events) and of what waits.
