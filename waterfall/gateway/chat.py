@@ -30,9 +30,15 @@ _REFUSED = {
     "use_beam_search": "its output cannot be bounded",
     "prediction": "rejected predictions are billed beyond max_tokens",
     "web_search_options": "hosted tools are not priced",
+    "plugins": "hosted tools are not priced",
+    "models": "the model that serves a call is the one that is billed",
+    "chat_template": "its input cannot be bounded",
     "audio": "audio is not priced",
 }
-_PRICED_TIERS = {None, "auto", "default", "flex"}
+_TEXT_PARTS = ("text", "refusal")
+_CALLERS_TOOLS = ("function", "custom")
+_PRICED_TIERS = (None, "auto", "default", "flex")
+_PRICED_MODALITIES: tuple[list[str] | None, ...] = (None, [], ["text"])
 # What a chat template adds around each message and once, in tokens, beyond the bytes of the JSON it replaces.
 _PER_MESSAGE, _ONCE = 16, 256
 
@@ -95,14 +101,16 @@ def read(body: bytes) -> ChatRequest:
         raise InvalidRequest(reason=f"The body is not JSON: {error}.", param=None) from None
     if not isinstance(fields, dict):
         raise InvalidRequest(reason="The body must be a JSON object.", param=None)
+    _check_depth(fields)
     messages = _messages(fields)
     for name, why in _REFUSED.items():
         if fields.get(name) is not None:
             raise _invalid(name, f"is not supported: {why}")
     if fields.get("service_tier") not in _PRICED_TIERS:
         raise _invalid("service_tier", "is not priced: use default")
-    if set(fields.get("modalities") or ["text"]) != {"text"}:
+    if fields.get("modalities") not in _PRICED_MODALITIES:
         raise _invalid("modalities", "other than text are not priced")
+    _check_tools(fields.get("tools"))
     limits = [_whole(fields, name, MAX_OUTPUT_TOKENS) for name in ("max_completion_tokens", "max_tokens")]
     options = fields.get("stream_options")
     if options is not None and not isinstance(options, Mapping):
@@ -140,14 +148,34 @@ def _messages(fields: Mapping[str, Any]) -> list[Any]:
     for number, message in enumerate(messages):
         if not isinstance(message, dict):
             raise _invalid(f"messages[{number}]", "must be an object")
-        content = message.get("content")
-        for part in content if isinstance(content, list) else ():
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind not in {"text", "refusal"}:
-                raise _invalid(
-                    f"messages[{number}].content", "may have text parts only: others are not priced"
-                )
+        _check_content(message.get("content"), f"messages[{number}].content")
+        if message.get("audio") is not None:
+            raise _invalid(f"messages[{number}].audio", "is not supported: audio is not priced")
     return messages
+
+
+def _check_content(content: Any, param: str) -> None:
+    if content is not None and not isinstance(content, str | list):
+        raise _invalid(param, "must be a string or a list of text parts")
+    for part in content if isinstance(content, list) else ():
+        if not isinstance(part, dict) or part.get("type") not in _TEXT_PARTS:
+            raise _invalid(param, "may have text parts only: others are not priced")
+
+
+def _check_tools(tools: Any) -> None:
+    if tools is not None and not isinstance(tools, list):
+        raise _invalid("tools", "must be a list")
+    for tool in tools or ():
+        if not isinstance(tool, dict) or tool.get("type") not in _CALLERS_TOOLS:
+            raise _invalid("tools", "may be functions and custom tools only: hosted tools are not priced")
+
+
+def _check_depth(fields: dict[str, Any]) -> None:
+    """Orjson reads deeper nesting than it writes: what the upstream cannot be sent is refused before the hold."""
+    try:
+        orjson.dumps(fields)
+    except TypeError:
+        raise InvalidRequest(reason="The body is nested too deeply.", param=None) from None
 
 
 def _whole(fields: Mapping[str, Any], name: str, most: int) -> int | None:
