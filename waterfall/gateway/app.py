@@ -73,6 +73,7 @@ class Gateway:
             version=__version__,
             summary="LLM calls, each checked against an on-chain wallet, metered, priced and settled.",
             lifespan=self._lifespan,
+            redirect_slashes=False,
         )
         app.add_middleware(_BodyLimit, limit=self._settings.max_body_bytes)
         app.add_exception_handler(WaterfallError, _on_waterfall_error)

@@ -5,7 +5,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from waterfall.errors import FundsHeld, Unavailable, WaterfallError
-from waterfall.gateway.upstreams import retry_is_safe
+from waterfall.gateway.upstreams import may_be_retried
 from waterfall.ledger.journal import Hold
 from waterfall.money import format_usd
 
@@ -40,9 +40,9 @@ def error_body(error: WaterfallError) -> dict[str, Any]:
 
 
 def error_response(error: WaterfallError, headers: dict[str, str] | None = None) -> Response:
-    """An error as an HTTP answer that says whether sending again is safe."""
+    """An error as an HTTP answer that says when it must not be sent again."""
     response = JSONResponse(error_body(error), status_code=error.status, headers=headers)
-    if not retry_is_safe(error):
+    if not may_be_retried(error):
         response.headers["x-should-retry"] = "false"
     if isinstance(error, FundsHeld | Unavailable):
         response.headers["retry-after"] = str(_RETRY_SECONDS)

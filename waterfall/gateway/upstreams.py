@@ -9,6 +9,7 @@ import aiohttp
 
 from waterfall.errors import (
     HoldNotOpen,
+    UnsupportedRoute,
     UpstreamInvalid,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -90,7 +91,9 @@ class NotReached(UpstreamUnavailable):
     """The upstream {upstream} cannot be reached: {reason}. Nothing was charged."""
 
 
-def retry_is_safe(error: WaterfallError) -> bool:
-    """Whether sending the call again cannot make it run twice."""
+def may_be_retried(error: WaterfallError) -> bool:
+    """Whether a client may send the call again by itself: it cannot run twice, and may fare better."""
     is_defect = type(error) is WaterfallError
-    return not (is_defect or isinstance(error, UpstreamTimeout | UpstreamInvalid | HoldNotOpen))
+    return not (
+        is_defect or isinstance(error, UpstreamTimeout | UpstreamInvalid | HoldNotOpen | UnsupportedRoute)
+    )
