@@ -10,6 +10,9 @@ from waterfall.ledger.journal import Caller, now_ms
 from waterfall.ledger.keys import ApiKey
 from waterfall.ledger.store import Ledger
 
+_LONGEST_NAMED = 80
+"""Of what a header names; longer than any id, so that what is cut off makes none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
@@ -57,7 +60,7 @@ def payer(ledger: Ledger, request: Request) -> Caller:
     access = authenticate(ledger, request)
     named = request.headers.get("x-waterfall-account")
     if named is not None:
-        named = named.lower()
+        named = named.lower()[:_LONGEST_NAMED]
         access.require_account(named)
     account = access.key.account or named
     if account is None:

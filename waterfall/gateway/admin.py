@@ -19,10 +19,22 @@ from waterfall.ledger.wallet import Wallet
 from waterfall.metering import prices
 from waterfall.metering.usage import UsageUnreadable, from_openai_chat
 from waterfall.money import MAX_UNITS, Usd, UsdText
-from waterfall.receipts import bytes_hash
-from waterfall.types import ZERO_ADDRESS, Address, BigInt, Hash32, Policy, RateCard, SignedReceipt, Usage
+from waterfall.receipts import bytes_hash, canonical_hash
+from waterfall.types import (
+    ZERO_ADDRESS,
+    Address,
+    BigInt,
+    ChargeId,
+    Hash32,
+    Policy,
+    RateCard,
+    SignedReceipt,
+    Usage,
+)
 
 _NOTHING_SENT = "0x" + keccak(b"").hex()
+
+CallStatus = Literal["held", "released", "lost", "free", "queued", "batched", "settled", "final", "rejected"]
 
 
 class _Body(BaseModel):
@@ -139,7 +151,7 @@ class ReceiptView(BaseModel):
     charge_id: BigInt
     account: Hash32
     model: str
-    status: Literal["held", "released", "lost", "free", "queued", "batched", "settled", "final", "rejected"]
+    status: CallStatus
     reason: str | None
     held: Usd
     """The provable maximum that was set aside."""
@@ -374,7 +386,7 @@ async def make_charge(
 @router.get("/receipts/{receipt_id}")
 async def get_receipt(here: Context, who: Anyone, receipt_id: str) -> ReceiptView:
     """One call: its signed receipt and where its charge stands."""
-    record = await _receipt(here, receipt_id)
+    record = await _receipt(here, receipt_id[:80])  # longer than any, so that what is cut off makes none
     who.require_account(record.account)
     return receipt_view(record)
 
@@ -384,11 +396,14 @@ async def list_calls(
     here: Context,
     who: Anyone,
     account: Hash32 | None = None,
-    status: str | None = None,
-    before: Annotated[int | None, Query(ge=1)] = None,
+    status: CallStatus | None = None,
+    before: ChargeId | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[ReceiptView]:
-    """Calls, newest first; `status=lost` lists those that could not be metered."""
+    """Calls, newest first; `status=lost` lists those that could not be metered.
+
+    With `before` = the last call's charge id comes the next page.
+    """
     if not who.is_admin:
         who.require_account(account or str(who.key.account))
         account = who.key.account
@@ -411,8 +426,11 @@ def _priced(body: NewCharge, models: Models) -> tuple[Usage, RateCard | None, in
         return Usage(input_tokens=0, output_tokens=0), None, body.amount or 0
     try:
         usage = from_openai_chat(body.usage)
+        canonical_hash(body.usage)
     except UsageUnreadable as error:
         raise InvalidRequest(reason=error.message, param="usage") from None
+    except (ValueError, OverflowError):  # Python reads NaN, 1e999 and half surrogates
+        raise InvalidRequest(reason="usage: it has values that are not JSON.", param="usage") from None
     card = models.find(body.model).card
     amount = prices.amount(usage, card)
     if amount == 0:

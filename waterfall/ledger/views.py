@@ -13,6 +13,8 @@ from waterfall.ledger.journal import SEQUENCE_BITS, charge_id, wallet_of
 from waterfall.ledger.wallet import Wallet
 from waterfall.types import Policy, RateCard, SignedReceipt, UsageReceipt
 
+_SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
+
 
 @dataclass(frozen=True, slots=True)
 class AccountRecord:
@@ -183,7 +185,7 @@ def calls(
     before: int | None = None,
     limit: int = 100,
 ) -> list[CallRecord]:
-    """Calls, newest first, by account and by where they stand."""
+    """Calls, newest first, by account, by where they stand, and made before the one with this charge id."""
     query = _CALLS.order_by(schema.holds.c.sequence.desc()).limit(limit)
     if account is not None:
         query = query.where(schema.holds.c.account == account)
@@ -192,7 +194,7 @@ def calls(
     elif state is not None:
         query = query.where(schema.charges.c.state == state)
     if before is not None:
-        query = query.where(schema.holds.c.sequence < before)
+        query = query.where(schema.holds.c.sequence < before & _SEQUENCE_MASK)
     return [_call(row, chain_id, vault) for row in connection.execute(query)]
 
 
@@ -267,7 +269,7 @@ def statement(connection: sa.Connection, account_: str, after: int, limit: int) 
 
 def _receipt_ids(connection: sa.Connection, charge_ids: list[int]) -> dict[int, str]:
     holds = schema.holds
-    sequences = [id_ & (1 << SEQUENCE_BITS) - 1 for id_ in charge_ids]
+    sequences = [id_ & _SEQUENCE_MASK for id_ in charge_ids]
     query = sa.select(holds.c.epoch, holds.c.sequence, holds.c.receipt_id).where(
         holds.c.sequence.in_(sequences)
     )
