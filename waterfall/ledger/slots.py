@@ -101,7 +101,7 @@ def open_slot(tx: Transaction, slot: Slot, attempt: Attempt, charges: Sequence[C
             "created_at": now_ms(),
         },
     )
-    add_attempt(tx, slot, attempt)
+    _add_attempt(tx, slot, attempt)
     if charges:
         table = schema.charges
         tx.run(
@@ -118,8 +118,18 @@ def open_slot(tx: Transaction, slot: Slot, attempt: Attempt, charges: Sequence[C
         tx.run(orders.update().where(orders.c.id == int(slot.reference or 0)).values(state="sent"))
 
 
-def add_attempt(tx: Transaction, slot: Slot, attempt: Attempt) -> None:
-    """Journal a signed transaction before it is broadcast."""
+def renew_slot(tx: Transaction, slot: Slot, attempt: Attempt) -> None:
+    """Journal a replacement before it is broadcast; from now on the slot stands for what that one carries."""
+    table = schema.slots
+    tx.run(
+        table.update()
+        .where(table.c.signer == slot.signer, table.c.nonce == slot.nonce)
+        .values(calldata=slot.calldata, gas=slot.gas, deadline=slot.deadline)
+    )
+    _add_attempt(tx, slot, attempt)
+
+
+def _add_attempt(tx: Transaction, slot: Slot, attempt: Attempt) -> None:
     tx.run(
         schema.attempts.insert(),
         {

@@ -6,7 +6,7 @@ op-service/txmgr and engine-core, and from what broke in others (docs/decisions/
 
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -197,9 +197,11 @@ class Lane:
             suggested = await suggest_fees(self.rpc, self.settings.max_fee_cap)
             fees = bump(newest.fees, suggested, self.settings.max_fee_cap)
             if fees is not None:
-                attempt = self._sign(slot, await self.renew_work(slot), fees)
-                await self.ledger.write(lambda tx: slots.add_attempt(tx, slot, attempt))
-                await self._broadcast(slot, attempt)
+                work = await self.renew_work(slot)
+                attempt = self._sign(slot, work, fees)
+                renewed = replace(slot, calldata=work.calldata, gas=work.gas, deadline=work.deadline)
+                await self.ledger.write(lambda tx: slots.renew_slot(tx, renewed, attempt))
+                await self._broadcast(renewed, attempt)
                 return
             log.error("at the fee cap", lane=self.name, nonce=slot.nonce, max_fee=newest.fees.max_fee)
         if time.monotonic() - self._last_broadcast > self.settings.rebroadcast_seconds:
