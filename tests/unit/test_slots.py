@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from making import (
     ACCOUNT,
@@ -124,8 +126,17 @@ async def test_first_open_slot__several_open__the_lowest_nonce(desk):
 async def test_first_open_slot__attempts__dearest_first_whatever_their_size(desk):
     await opened(desk, slot())
     for another in (attempt(2, 2**70), attempt(3, 9), attempt(4, 100)):
-        await desk.ledger.write(lambda tx, a=another: slots.add_attempt(tx, slot(), a))
+        await desk.ledger.write(lambda tx, a=another: slots.renew_slot(tx, slot(), a))
     assert [a.fees.max_fee for a in (await in_flight(desk)).attempts] == [2**70, 100, 10, 9]
+
+
+async def test_renew_slot__replacement__the_slot_stands_for_it(desk):
+    await opened(desk, slot())
+    renewed = replace(slot(), calldata=b"later", gas=7, deadline=BLOCK_TIME + 3600)
+    await desk.ledger.write(lambda tx: slots.renew_slot(tx, renewed, attempt(2, 20)))
+    found = await in_flight(desk)
+    assert (found.calldata, found.gas, found.deadline) == (b"later", 7, BLOCK_TIME + 3600)
+    assert found.attempts == (attempt(2, 20), attempt())
 
 
 async def test_note_broadcast__accepted__stays_so_whatever_is_said_later(desk):
