@@ -10,9 +10,9 @@ from typing import Any
 
 import coincurve
 import rfc8785
-from eth_hash.auto import keccak
 
 from waterfall.errors import VerificationFailed
+from waterfall.keccak import keccak
 from waterfall.signers import address_of
 from waterfall.types import Charge, RateCard, SignedReceipt, UsageReceipt
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import coincurve
-from eth_hash.auto import keccak
 
 from waterfall.errors import SettingsError
+from waterfall.keccak import keccak
 
 _KEY_BYTES = 32
 

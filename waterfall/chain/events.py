@@ -8,9 +8,8 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any
 
-from eth_hash.auto import keccak
-
 from waterfall.errors import ChainError
+from waterfall.keccak import keccak
 
 
 class Rejection(IntEnum):

@@ -1,9 +1,9 @@
 """The ERC-20 token that backs all credit, as far as anyone here needs it."""
 
 from eth_abi.abi import decode, encode
-from eth_hash.auto import keccak
 
 from waterfall.chain.rpc import Rpc
+from waterfall.keccak import keccak
 
 TRANSFER_TOPIC = "0x" + keccak(b"Transfer(address,address,uint256)").hex()
 

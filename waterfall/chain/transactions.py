@@ -9,14 +9,13 @@ from enum import StrEnum
 from typing import Any
 
 from eth_account.typed_transactions.typed_transaction import TypedTransaction
-from eth_hash.auto import keccak
 
 from waterfall.chain.rpc import Rpc, RpcError, RpcUnavailable
 from waterfall.errors import ChainError
+from waterfall.keccak import keccak
 from waterfall.signers import Signer
 
 _POLL_SECONDS = 0.1
-
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from functools import cache
 from typing import Any
 
 from eth_abi.abi import decode, encode
-from eth_hash.auto import keccak
 
 from waterfall.chain.events import Event, Position
 from waterfall.chain.events import decode as decode_log
 from waterfall.chain.rpc import Rpc
+from waterfall.keccak import keccak
 from waterfall.types import Charge, Policy, UsageReceipt
 
 LIMIT_PER_CHARGE, LIMIT_PER_WINDOW, LIMIT_EXPIRY = 1, 2, 4

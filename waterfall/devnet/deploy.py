@@ -8,7 +8,6 @@ import random
 from dataclasses import dataclass
 
 from eth_abi.abi import encode
-from eth_hash.auto import keccak
 
 from waterfall.chain import artifacts, token, vault
 from waterfall.chain.artifacts import Artifact
@@ -16,6 +15,7 @@ from waterfall.chain.rpc import Rpc, RpcError
 from waterfall.chain.transactions import transact
 from waterfall.chain.vault import Vault
 from waterfall.errors import ChainError, SettingsError
+from waterfall.keccak import keccak
 from waterfall.signers import LocalSigner, from_hex
 from waterfall.types import ZERO_ADDRESS
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from eth_hash.auto import keccak
 from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,6 +10,7 @@ from waterfall.errors import InvalidRequest
 from waterfall.gateway.access import Access, authenticate
 from waterfall.gateway.calls import Calls, Metered
 from waterfall.gateway.models import Models
+from waterfall.keccak import keccak
 from waterfall.ledger import accounts, keys, views
 from waterfall.ledger.journal import Caller
 from waterfall.ledger.store import Ledger

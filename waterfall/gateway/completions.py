@@ -8,7 +8,6 @@ from typing import Any
 import aiohttp
 import orjson
 import structlog
-from eth_hash.auto import keccak
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -19,6 +18,7 @@ from waterfall.gateway.models import Model
 from waterfall.gateway.render import charge_headers, error_body, hold_headers
 from waterfall.gateway.stream import Event, NotAStream, events
 from waterfall.gateway.upstreams import NotReached
+from waterfall.keccak import keccak
 from waterfall.ledger.journal import Hold
 from waterfall.metering.usage import UsageUnreadable, from_openai_chat
 from waterfall.receipts import bytes_hash

@@ -1,10 +1,10 @@
 """Opening accounts and asking for policies."""
 
 import sqlalchemy as sa
-from eth_hash.auto import keccak
 
 from waterfall.chain import vault
 from waterfall.errors import AccountExists, AccountNotFound
+from waterfall.keccak import keccak
 from waterfall.ledger import schema
 from waterfall.ledger.journal import now_ms
 from waterfall.ledger.projection import open_account

@@ -65,6 +65,8 @@ class Lane:
     mined: Callable[[Slot, bool], Awaitable[None]]
     """Told of every slot whose transaction was mined, and whether it succeeded."""
     settings: LaneSettings
+    in_flight: bool = field(default=False, init=False)
+    """Whether the last step left a transaction on its way, which only the chain can change."""
     _last_broadcast: float = field(default=0, init=False)
     _puzzled: int = field(default=0, init=False)
 
@@ -76,6 +78,7 @@ class Lane:
             LaneHalted: only a person can tell what happened.
         """
         slot = await self.ledger.read(lambda c: slots.first_open_slot(c, self.signer.address))
+        self.in_flight = slot is not None
         return await (self._send_next() if slot is None else self._confirm(slot))
 
     # ── Send ─────────────────────────────────────────────────────────────────────────────────────────

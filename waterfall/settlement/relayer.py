@@ -77,9 +77,8 @@ class Relayer:
             final_depth=settings.final_depth,
         )
         self._batches = Batches(vault.rpc, ledger, meter, gas.address, token, settings.most_charges)
-        self._lanes = [self._lane("settle", vault.rpc, gas, self._batches)]
-        if owner is not None:
-            self._lanes.append(self._lane("policy", vault.rpc, owner, Policies(ledger)))
+        self._settling = self._lane("settle", vault.rpc, gas, self._batches)
+        self._policies = None if owner is None else self._lane("policy", vault.rpc, owner, Policies(ledger))
 
     def _lane(self, name: str, rpc: Rpc, signer: Signer, work: Batches | Policies) -> Lane:
         return Lane(
@@ -104,14 +103,22 @@ class Relayer:
 
     async def run(self) -> None:
         """Work until cancelled. What fails for now is tried again; what needs a person is kept in `halted`."""
+        poll = self._settings.poll_seconds
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._repeat("indexer", self._indexer.step, self._settings.poll_seconds))
-            tasks.create_task(self._repeat("deposits", self._watch, self._settings.poll_seconds))
+            tasks.create_task(self._repeat("indexer", self._indexer.step, poll))
+            tasks.create_task(self._repeat("settle", self._settling.step, poll, self._wait_for_charges))
+            if self._policies is not None:
+                tasks.create_task(self._repeat("policy", self._policies.step, poll))
+            tasks.create_task(self._repeat("deposits", self._watch, poll))
             tasks.create_task(self._repeat("housekeeping", self._keep_house, _HOUSEKEEPING_SECONDS))
-            for lane in self._lanes:
-                tasks.create_task(self._repeat(lane.name, lane.step, self._settings.poll_seconds))
 
-    async def _repeat(self, part: str, step: Callable[[], Awaitable[bool]], seconds: float) -> None:
+    async def _repeat(
+        self,
+        part: str,
+        step: Callable[[], Awaitable[bool]],
+        seconds: float,
+        rest: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         failures = 0
         while True:
             pause = seconds
@@ -128,13 +135,13 @@ class Relayer:
                 failures += 1
                 pause = min(seconds * 2**failures, _SLOWEST_RETRY_SECONDS)
                 log.warning("will be tried again", part=part, reason=error.message, seconds=pause)
-            if part == "settle":
-                await self._wait_for_charges(pause)
-            else:
-                await asyncio.sleep(pause)
+            await rest(pause)
 
     async def _wait_for_charges(self, seconds: float) -> None:
-        """Pause, but not when a charge is captured meanwhile."""
+        """Pause; while nothing is in flight, only until a charge is captured."""
+        if self._settling.in_flight:
+            await asyncio.sleep(seconds)
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._ledger.captured.wait()

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 
 import structlog
-from eth_hash.auto import keccak
 
 from waterfall.chain import vault as calls
 from waterfall.chain.rpc import Rpc
 from waterfall.chain.token import TRANSFER_TOPIC, balance_of
 from waterfall.errors import LaneHalted, LedgerError
+from waterfall.keccak import keccak
 from waterfall.ledger import slots, views
 from waterfall.ledger.slots import Slot
 from waterfall.ledger.store import Ledger
