@@ -10,6 +10,7 @@ from waterfall.chain.token import TRANSFER_TOPIC, balance_of
 from waterfall.errors import LaneHalted, LedgerError
 from waterfall.keccak import keccak
 from waterfall.ledger import slots, views
+from waterfall.ledger.projection import UNKNOWN_LABEL, Block
 from waterfall.ledger.slots import Slot
 from waterfall.ledger.store import Ledger
 from waterfall.receipts import Domain, settlement_digest
@@ -35,8 +36,9 @@ class Batches:
     most_charges: int
     _limit: int = field(init=False)
     _domain: Domain = field(init=False)
-    _to_sweep: list[views.AccountRecord] = field(default_factory=list, init=False)
-    _watched_to: int | None = field(default=None, init=False)
+    _to_sweep: dict[str, views.AccountRecord] = field(default_factory=dict, init=False)
+    """By account: kept until its sweep is mined, so that one that could not be sent is tried again."""
+    _watched: Block | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._limit = self.most_charges
@@ -49,7 +51,7 @@ class Batches:
         charges = await self.ledger.read(lambda c: slots.queued_charges(c, self._limit))
         if charges:
             return self._batch(tuple(charges))
-        return self._sweep(self._to_sweep.pop()) if self._to_sweep else None
+        return self._sweep(next(iter(self._to_sweep.values()))) if self._to_sweep else None
 
     async def renew_work(self, slot: Slot) -> Work:
         """The same charges with a later deadline, or the same call."""
@@ -61,7 +63,10 @@ class Batches:
 
     async def mined(self, slot: Slot, succeeded: bool) -> None:
         """After a revert, halve the batch; stop when no batch can succeed."""
-        if succeeded or slot.purpose != "settle":
+        if slot.purpose == "sweep":
+            await self._swept(str(slot.reference), succeeded)
+            return
+        if succeeded:
             self._limit = self.most_charges
             return
         reason = await revert_reason(self.rpc, self.gas_signer, slot)
@@ -95,17 +100,31 @@ class Batches:
             gas=calls.SWEEP_GAS,
         )
 
-    async def watch_deposit_addresses(self) -> None:
-        """Find deposit addresses that money was sent to: at start by their balances, then by the token's logs."""
-        head = self.ledger.head
-        if head is None or head.block.number == self._watched_to:
+    async def _swept(self, account: str, succeeded: bool) -> None:
+        """A sweep was mined: done with, unless more has arrived since. One that failed is not repeated by itself."""
+        record = self._to_sweep.get(account)
+        if record is None:
             return
-        accounts = {a.deposit_address: a for a in await self.ledger.read(views.accounts)}
+        if not succeeded:
+            log.error("sweep reverted", account=account, address=record.deposit_address)
+        if not succeeded or await balance_of(self.rpc, self.token, record.deposit_address) == 0:
+            self._to_sweep.pop(account, None)
+
+    async def watch_deposit_addresses(self) -> None:
+        """Find deposit addresses that hold money: by the token's logs; at start and after a reorg, by asking each."""
+        head = self.ledger.head
+        if head is None or head.block == self._watched:
+            return
+        accounts = {
+            account.deposit_address: account
+            for account in await self.ledger.read(views.accounts)
+            if account.label_hash != UNKNOWN_LABEL
+        }
         candidates = set(accounts)
-        if self._watched_to is not None:
+        if self._watched is not None and not await self._is_reorged(self._watched, head.block):
             criteria = {
                 "address": self.token,
-                "fromBlock": hex(self._watched_to + 1),
+                "fromBlock": hex(self._watched.number + 1),
                 "toBlock": hex(head.block.number),
                 "topics": [TRANSFER_TOPIC, None, ["0x" + address[2:].rjust(64, "0") for address in accounts]],
             }
@@ -113,8 +132,12 @@ class Batches:
             candidates = {"0x" + entry["topics"][2][26:] for entry in logs}
         for address in candidates:
             if await balance_of(self.rpc, self.token, address) > 0:
-                self._to_sweep.append(accounts[address])
-        self._watched_to = head.block.number
+                self._to_sweep[accounts[address].id] = accounts[address]
+        self._watched = head.block
+
+    async def _is_reorged(self, block: Block, head: Block) -> bool:
+        others = [known for known in await self.ledger.recent_blocks() if known.number == block.number]
+        return block.number >= head.number or (others != [] and block not in others)
 
 
 @dataclass
