@@ -21,6 +21,7 @@ from waterfall.signers import Signer
 log = structlog.get_logger()
 
 _SLOWEST_RETRY_SECONDS = 10
+_MOST_DOUBLINGS = 20
 _HOUSEKEEPING_SECONDS = 15
 _SHORTEST_WINDOW_MS = 60_000
 
@@ -132,7 +133,7 @@ class Relayer:
                 log.error("halted", part=part, reason=error.message)
                 return
             except (ChainError, LedgerError) as error:
-                failures += 1
+                failures = min(failures + 1, _MOST_DOUBLINGS)
                 pause = min(seconds * 2**failures, _SLOWEST_RETRY_SECONDS)
                 log.warning("will be tried again", part=part, reason=error.message, seconds=pause)
             await rest(pause)
