@@ -234,12 +234,9 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         returns (bytes32 account)
     {
         uint256 balanceBefore = _tokenBalance();
-        address source = depositAddress(platform, owner, label);
-        if (source.code.length == 0) {
-            Clones.cloneDeterministic(
-                _depositAddressImplementation, _depositAddressSalt(accountId(platform, owner, label))
-            );
-        }
+        bytes32 salt = _depositAddressSalt(platform, owner, label);
+        address source = Clones.predictDeterministicAddress(_depositAddressImplementation, salt);
+        if (source.code.length == 0) Clones.cloneDeterministic(_depositAddressImplementation, salt);
         DepositAddress(source).send(IERC20(token), address(this), IERC20(token).balanceOf(source));
         return _credit(platform, owner, label, source, balanceBefore);
     }
@@ -423,7 +420,7 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
     /// @inheritdoc ICreditVault
     function depositAddress(uint128 platform, address owner, bytes32 label) public view returns (address) {
         return Clones.predictDeterministicAddress(
-            _depositAddressImplementation, _depositAddressSalt(accountId(platform, owner, label))
+            _depositAddressImplementation, _depositAddressSalt(platform, owner, label)
         );
     }
 
@@ -598,8 +595,12 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         return uint96(tokens * CREDIT_PER_TOKEN);
     }
 
-    function _depositAddressSalt(bytes32 account) private pure returns (bytes32) {
-        return keccak256(abi.encode(ACCOUNT_SALT_TAG, account));
+    function _depositAddressSalt(uint128 platform, address owner, bytes32 label)
+        private
+        pure
+        returns (bytes32)
+    {
+        return keccak256(abi.encode(ACCOUNT_SALT_TAG, accountId(platform, owner, label)));
     }
 
     /// @dev EIP-712 encoding of `Charge[]`: keccak256 of the concatenated hashes of its elements. A charge's

@@ -38,9 +38,9 @@ contract TestUSDC is IERC20Metadata, EIP712 {
     uint256 public totalSupply;
     mapping(address account => uint256) public balanceOf;
     mapping(address owner => mapping(address spender => uint256)) public allowance;
-    mapping(address account => bool) public isBlacklisted;
     mapping(address authorizer => mapping(bytes32 nonce => bool)) public authorizationState;
     mapping(address owner => uint256) public nonces;
+    mapping(address account => bool) private _blacklisted;
 
     event Mint(address indexed minter, address indexed to, uint256 amount);
     event Burn(address indexed burner, uint256 amount);
@@ -57,7 +57,7 @@ contract TestUSDC is IERC20Metadata, EIP712 {
     }
 
     modifier notBlacklisted(address account) {
-        require(!isBlacklisted[account], "Blacklistable: account is blacklisted");
+        require(!isBlacklisted(account), "Blacklistable: account is blacklisted");
         _;
     }
 
@@ -121,12 +121,12 @@ contract TestUSDC is IERC20Metadata, EIP712 {
     }
 
     function blacklist(address account) external onlyBlacklister {
-        isBlacklisted[account] = true;
+        _blacklisted[account] = true;
         emit Blacklisted(account);
     }
 
     function unBlacklist(address account) external onlyBlacklister {
-        isBlacklisted[account] = false;
+        _blacklisted[account] = false;
         emit UnBlacklisted(account);
     }
 
@@ -282,6 +282,11 @@ contract TestUSDC is IERC20Metadata, EIP712 {
 
     function DOMAIN_SEPARATOR() external view returns (bytes32) {
         return _domainSeparatorV4();
+    }
+
+    /// @dev The token itself is, so that nothing gets stuck there.
+    function isBlacklisted(address account) public view returns (bool) {
+        return account == address(this) || _blacklisted[account];
     }
 
     function isMinter(address account) public view returns (bool) {

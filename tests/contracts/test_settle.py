@@ -339,7 +339,7 @@ def test_settle__bits_above_a_field__reverts_although_signed(
     separator = encode_typed_data(domain_of(vault), {"Nothing": []}, {}).header
 
     def submit(charge):
-        """Sends a batch of one charge, given as its four words, signed over just these words."""
+        """Sends a batch of one charge, given as its four words and signed over just these."""
         charges = keccak(keccak(keccak(CHARGE_TYPE) + b"".join(charge)))
         fields = encode(["uint128", "bytes32", "uint40"], [platform, charges, deadline])
         digest = keccak(b"\x19\x01" + separator + keccak(keccak(SETTLEMENT_TYPE) + fields))

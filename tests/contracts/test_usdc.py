@@ -154,6 +154,7 @@ def test_blacklist__stops_transfers_either_way_but_no_approval(token, admin, use
         lambda: token.transfer(user, 0, sender=stranger),
         lambda: token.transferFrom(user, stranger, 1, sender=stranger),
         lambda: token.mint(user, 1, sender=admin),
+        lambda: token.transfer(token, 0, sender=stranger),
     ):
         with ape.reverts("Blacklistable: account is blacklisted"):
             call()

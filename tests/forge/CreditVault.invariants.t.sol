@@ -61,7 +61,7 @@ contract CreditVaultInvariants is Harness {
             uint256 seed = uint256(keccak256(abi.encode(i)));
             if (i % 4 == 0) _handler.deposit(seed, seed >> 8);
             if (i % 4 == 1) _handler.requestExit(seed, seed >> 8);
-            if (i % 16 == 2) _handler.setPolicy(seed, uint8(seed >> 8), seed >> 16);
+            if (i % 16 == 2) _handler.setPolicy(seed, seed >> 8);
             if (i % 32 == 3) _handler.finalizeExit(seed, seed >> 8);
             if (i % 8 == 3) _handler.wait(seed);
             _handler.settle(seed);

@@ -7,6 +7,9 @@ import { TestUSDC } from "../../contracts/mocks/TestUSDC.sol";
 
 import { Harness, Vm } from "./Harness.sol";
 
+// Numbers drawn are cut to size all over.
+// forge-lint: disable-start(unsafe-typecast)
+
 /// @dev Calls the vault as its people would, never in a way that reverts, and keeps its own books of what
 ///      went in and out. What was charged it learns from the logs, as the world does.
 contract VaultHandler is Harness {
@@ -156,11 +159,11 @@ contract VaultHandler is Harness {
         _assertMaturedExitsUntouched(before);
     }
 
-    function setPolicy(uint256 seed, uint8 limits, uint256 dice) external {
+    function setPolicy(uint256 seed, uint256 dice) external {
         Holder storage holder = _holder(seed);
-        limits %= 8;
+        uint8 limits = uint8(dice % 8);
         ICreditVault.Policy memory policy;
-        if (limits & vault.LIMIT_PER_CHARGE() != 0) policy.maxPerCharge = uint80(dice % 300e12);
+        if (limits & vault.LIMIT_PER_CHARGE() != 0) policy.maxPerCharge = uint80((dice >> 8) % 300e12);
         if (limits & vault.LIMIT_PER_WINDOW() != 0) {
             policy.maxPerWindow = uint80((dice >> 64) % 1000e12);
             policy.windowSeconds = uint32(bound(dice >> 128, 60, 2 days));
