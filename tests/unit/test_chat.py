@@ -1,0 +1,307 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from making import card
+
+from waterfall.errors import InvalidRequest
+from waterfall.gateway import chat
+from waterfall.metering import prices
+from waterfall.types import Usage
+
+MESSAGES = [{"role": "user", "content": "Hello"}]
+
+
+def body(**fields):
+    return json.dumps({"model": "small", "messages": MESSAGES, **fields}).encode()
+
+
+def model(*, field="max_tokens", default=4096, most_choices=128, tariff=None):
+    settings = SimpleNamespace(output_limit_field=field, max_choices=most_choices)
+    return SimpleNamespace(
+        card=tariff or card(inputs="1", outputs="1"),
+        default_max_output_tokens=default,
+        upstream=SimpleNamespace(settings=settings),
+        upstream_model="provider/small",
+    )
+
+
+def refusal(data):
+    with pytest.raises(InvalidRequest) as refused:
+        chat.read(data)
+    return refused.value.details["param"]
+
+
+# ── What is read ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_read__plain_request__no_limit_one_choice_no_stream():
+    request = chat.read(body())
+    assert (request.model, request.stream, request.include_usage) == ("small", False, False)
+    assert (request.choices, request.max_tokens) == (1, None)
+    assert request.body == body()
+
+
+def test_read__everything_set__is_taken():
+    request = chat.read(body(stream=True, stream_options={"include_usage": True}, n=3, max_tokens=7))
+    assert (request.stream, request.include_usage, request.choices, request.max_tokens) == (True, True, 3, 7)
+
+
+def test_read__both_limits__the_smaller_binds():
+    assert chat.read(body(max_tokens=7, max_completion_tokens=5)).max_tokens == 5
+    assert chat.read(body(max_tokens=5, max_completion_tokens=7)).max_tokens == 5
+    assert chat.read(body(max_completion_tokens=7)).max_tokens == 7
+
+
+def test_read__explicit_nulls__are_as_good_as_absent():
+    request = chat.read(
+        body(
+            max_tokens=None,
+            n=None,
+            stream=None,
+            stream_options=None,
+            tools=None,
+            service_tier=None,
+            audio=None,
+        )
+    )
+    assert (request.max_tokens, request.choices, request.stream) == (None, 1, False)
+
+
+def test_read__fields_we_do_not_know__pass():
+    assert chat.read(body(temperature=0.5, user="u", seed=1, response_format={"type": "json_object"}))
+
+
+def test_read__parts_of_text__pass():
+    parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]
+    assert chat.read(
+        body(messages=[{"role": "user", "content": parts}, {"role": "assistant", "content": None}])
+    )
+
+
+@pytest.mark.parametrize("tier", ["auto", "default", "flex"])
+def test_read__tier_that_costs_no_more__passes(tier):
+    assert chat.read(body(service_tier=tier))
+
+
+# ── What is refused ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"\xff", b"null", b"[]", b'"x"', b"1", b'{"model": NaN}', b"[" * 5000 + b"]" * 5000]
+)
+def test_read__not_a_json_object__is_refused(data):
+    assert refusal(data) is None
+
+
+def test_read__nested_deeper_than_it_could_be_sent__is_refused_before_the_hold():
+    deep = (
+        b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "x": '
+        + b"[" * 900
+        + b"]" * 900
+        + b"}"
+    )
+    try:
+        request = chat.read(deep)
+    except InvalidRequest:
+        return
+    assert request.upstream_body(model(), 5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": ""}, "model"),
+        ({"model": None}, "model"),
+        ({"model": 5}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"messages": "Hello"}, "messages"),
+        ({"messages": ["Hello"]}, "messages[0]"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": 10_000_001}, "max_tokens"),
+        ({"max_tokens": 10**30}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"n": [1]}, "n"),
+        ({"stream": 1}, "stream"),
+        ({"stream": "true"}, "stream"),
+        ({"stream_options": []}, "stream_options"),
+        ({"stream_options": {"include_usage": 1}}, "include_usage"),
+        ({"service_tier": "priority"}, "service_tier"),
+        ({"service_tier": []}, "service_tier"),
+        ({"service_tier": {}}, "service_tier"),
+        ({"modalities": ["audio"]}, "modalities"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"modalities": [{}]}, "modalities"),
+        ({"modalities": 5}, "modalities"),
+        ({"audio": {"voice": "x"}}, "audio"),
+        ({"prediction": {"type": "content"}}, "prediction"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"best_of": 2}, "best_of"),
+        ({"n_predict": 5}, "n_predict"),
+        ({"min_tokens": 5}, "min_tokens"),
+        ({"models": ["other"]}, "models"),
+        ({"plugins": []}, "plugins"),
+        ({"tools": {}}, "tools"),
+        ({"tools": ["x"]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{}]}, "tools"),
+        ({"tools": [{"type": []}]}, "tools"),
+    ],
+)
+def test_read__field_whose_cost_cannot_be_bounded_or_priced__is_refused_by_name(fields, param):
+    assert refusal(body(**fields)) == param
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        5,
+        True,
+        {"type": "text"},
+        ["Hello"],
+        [None],
+        [{}],
+        [{"type": []}],
+        [{"type": "image_url", "image_url": {"url": "data:"}}],
+        [{"type": "input_audio"}],
+        [{"type": "file", "file": {"file_id": "f"}}],
+        [{"type": "text", "text": "a"}, {"type": "image_url"}],
+    ],
+)
+def test_read__content_that_is_not_text__is_refused_by_its_place(content):
+    messages = [*MESSAGES, {"role": "user", "content": content}]
+    assert refusal(body(messages=messages)) == "messages[1].content"
+
+
+def test_read__audio_of_an_earlier_answer__is_refused():
+    messages = [{"role": "assistant", "audio": {"id": "a"}}]
+    assert refusal(body(messages=messages)) == "messages[0].audio"
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(
+    [
+        *("model", "messages", "max_tokens", "max_completion_tokens", "n", "stream", "stream_options"),
+        *("service_tier", "modalities", "tools", "audio", "models", "functions", "x"),
+    ]
+)
+
+
+@given(st.dictionaries(NAMES, JSON, max_size=5), st.booleans())
+def test_read__whatever_the_fields__is_read_or_refused_by_name(fields, complete):
+    data = json.dumps({"model": "m", "messages": MESSAGES, **fields} if complete else fields).encode()
+    try:
+        request = chat.read(data)
+    except InvalidRequest:
+        return
+    wanted = request.bound(model())
+    sent = json.loads(request.upstream_body(model(), wanted.output_tokens))
+    assert sent["max_tokens"] == wanted.output_tokens // request.choices >= 1
+
+
+# ── The bound ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=5), st.lists(st.text(max_size=20), max_size=3))
+def test_read__any_text__its_bytes_and_the_templates_tokens_are_within_the_bound(texts, names):
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    data = body(messages=[{"role": "user", "content": text} for text in texts], tools=tools)
+    content = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    most = chat.read(data).input_tokens
+    assert most >= content + 16 * len(texts)
+    assert most >= len(data)
+
+
+def test_bound__limit_set__is_held_whole_for_every_choice():
+    bound = chat.read(body(max_tokens=10, n=3)).bound(model())
+    assert (bound.output_tokens, bound.least_output_tokens) == (30, 30)
+
+
+def test_bound__no_limit__the_models_default_down_to_a_few_tokens():
+    bound = chat.read(body(n=2)).bound(model(default=100))
+    assert (bound.output_tokens, bound.least_output_tokens) == (200, 32)
+    bound = chat.read(body()).bound(model(default=5))
+    assert (bound.output_tokens, bound.least_output_tokens) == (5, 5)
+
+
+def test_bound__more_choices_than_the_upstream_meters__is_refused():
+    with pytest.raises(InvalidRequest, match="at most 1"):
+        chat.read(body(n=2)).bound(model(most_choices=1))
+    assert chat.read(body(n=1)).bound(model(most_choices=1))
+
+
+@given(st.integers(1, 5), st.none() | st.integers(1, 50), st.integers(1, 100), st.data())
+def test_bound__whatever_the_call_uses_within_it__costs_no_more_than_is_held(choices, limit, default, data):
+    fields = {} if limit is None else {"max_tokens": limit}
+    request = chat.read(body(n=choices, **fields))
+    its = model(default=default, tariff=card(inputs="3", outputs="7", cached="2"))
+    bound = request.bound(its)
+    tokens = bound.affordable_output_tokens(data.draw(st.integers(0, 2 * bound.amount(bound.output_tokens))))
+    if tokens is None:
+        return
+    per_choice = json.loads(request.upstream_body(its, tokens))["max_tokens"]
+    assert per_choice >= 1
+    assert limit is None or per_choice == limit
+    most = Usage(input_tokens=request.input_tokens, output_tokens=per_choice * choices)
+    assert prices.amount(most, its.card) <= bound.amount(tokens)
+
+
+# ── What the upstream gets ───────────────────────────────────────────────────────────────────────────
+
+
+def sent(fields, output_tokens=10, **of_model):
+    return json.loads(chat.read(body(**fields)).upstream_body(model(**of_model), output_tokens))
+
+
+def test_upstream_body__plain__its_own_name_for_the_model_and_the_limit():
+    fields = sent({"temperature": 0.5, "user": "u"})
+    assert fields == {
+        "model": "provider/small",
+        "messages": MESSAGES,
+        "temperature": 0.5,
+        "user": "u",
+        "max_tokens": 10,
+    }
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_upstream_body__limits__one_in_the_field_that_it_reads(field):
+    fields = sent({"max_tokens": 20, "max_completion_tokens": 30}, field=field)
+    assert fields[field] == 10
+    assert len({"max_tokens", "max_completion_tokens"} & fields.keys()) == 1
+
+
+def test_upstream_body__choices__share_the_output():
+    assert sent({"n": 3}, output_tokens=32)["max_tokens"] == 10
+
+
+def test_upstream_body__stream__always_asks_for_the_usage():
+    assert sent({"stream": True})["stream_options"] == {"include_usage": True}
+    options = {"include_usage": False, "other": 1}
+    assert sent({"stream": True, "stream_options": options})["stream_options"] == {
+        "include_usage": True,
+        "other": 1,
+    }
+    assert "stream_options" not in sent({})
+
+
+def test_upstream_body__text_beyond_ascii__arrives_as_it_was():
+    messages = [{"role": "user", "content": "模型 🌊 \u2028 ü"}]
+    assert sent({"messages": messages})["messages"] == messages
