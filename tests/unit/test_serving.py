@@ -1,0 +1,351 @@
+"""What happens between the hold and the capture, with an upstream that does what a test tells it."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+from making import ACCOUNT, FUNDED, METER, card
+
+from waterfall.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
+from waterfall.gateway import chat
+from waterfall.gateway.calls import Calls
+from waterfall.gateway.completions import Serving
+from waterfall.gateway.upstreams import NotReached
+from waterfall.ledger.journal import Caller
+from waterfall.receipts import bytes_hash, check_signature, price_id
+
+TARIFF = card("small", "1", "2")
+USAGE = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
+COST = (12 + 6) * 10**6
+ANSWER = json.dumps({"choices": [{"message": {"content": "Hello"}}], "usage": USAGE}).encode()
+
+
+def sse(chunk):
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+
+def piece(text, finish=None):
+    return sse({"choices": [{"delta": {"content": text}, "finish_reason": finish}]})
+
+
+DONE = b"data: [DONE]\n\n"
+STREAM = [piece("He"), piece("ll"), piece("o", "stop"), sse({"choices": [], "usage": USAGE}), DONE]
+
+
+@dataclass
+class Upstream:
+    """Answers with these bytes; an exception among them breaks the answer there, a future is waited for."""
+
+    status: int = 200
+    chunks: list = field(default_factory=list)
+    error: Exception | None = None
+    name: str = "fake"
+    settings: object = field(
+        default_factory=lambda: SimpleNamespace(output_limit_field="max_tokens", max_choices=128)
+    )
+    read: int = 0
+    closed: bool = False
+
+    @asynccontextmanager
+    async def post(self, path, body):
+        assert path == "/chat/completions"
+        self.body = json.loads(body)
+        if self.error is not None:
+            raise self.error
+        try:
+            yield SimpleNamespace(
+                status=self.status,
+                headers={"retry-after": "7", "x-other": "1"},
+                read=self._whole,
+                content=SimpleNamespace(iter_any=self._pieces),
+            )
+        finally:
+            self.closed = True
+
+    async def _whole(self):
+        return b"".join([chunk async for chunk in self._pieces()])
+
+    async def _pieces(self):
+        for chunk in self.chunks:
+            self.read += 1
+            if isinstance(chunk, Exception):
+                raise chunk
+            if isinstance(chunk, asyncio.Future):
+                await chunk
+                continue
+            yield chunk
+
+
+@dataclass
+class Client:
+    """Reads an answer, and leaves after so many messages if it is told to."""
+
+    most: int | None = None
+    got: list = field(default_factory=list)
+    on_bytes: object = None
+
+    def __post_init__(self):
+        self._gone = asyncio.Event()
+
+    async def receive(self):
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message):
+        self.got.append(message.get("body", b""))
+        if self.on_bytes is not None:
+            await self.on_bytes(message.get("body", b""))
+        if self.most is not None and len(self.got) > self.most:
+            self._gone.set()
+            await asyncio.sleep(0)
+
+    @property
+    def body(self):
+        return b"".join(self.got)
+
+
+@pytest.fixture
+def calls(desk):
+    return Calls(desk.ledger, METER, max_projection_age_seconds=60, longest_call_seconds=1)
+
+
+@pytest.fixture
+def serve(calls):
+    """Holds for a request and begins to serve it."""
+
+    async def serve(upstream, *, drain_seconds=5, **fields):
+        model = SimpleNamespace(
+            name="small",
+            upstream=upstream,
+            upstream_model="provider/small",
+            card=TARIFF,
+            price_id=price_id(TARIFF),
+            default_max_output_tokens=100,
+        )
+        messages = [{"role": "user", "content": "Hi"}]
+        request = chat.read(json.dumps({"model": "small", "messages": messages, **fields}).encode())
+        held = await calls.hold(Caller(ACCOUNT, None), model, request.bound(model))
+        return Serving(calls, request, model, held, drain_seconds), held
+
+    return serve
+
+
+async def ended(calls, desk, held):
+    """The call once nothing of it runs any more."""
+    await calls.drain(5)
+    call = await desk.call(held)
+    wallet = await desk.wallet()
+    assert wallet.held == 0, "a hold leaked"
+    return call
+
+
+# ── Whole answers ────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_whole__answer__charged_before_it_leaves_and_untouched(calls, desk, serve):
+    serving, held = await serve(Upstream(chunks=[ANSWER[:20], ANSWER[20:]]))
+    response = await serving.whole()
+    call = await ended(calls, desk, held)
+    assert response.body == ANSWER
+    assert response.headers["x-waterfall-cost"] == "0.000018"
+    assert response.headers["x-waterfall-receipt-id"] == held.receipt_id
+    assert call.settlement.state == "queued"
+    assert call.receipt.receipt.amount == COST
+    assert call.receipt.receipt.response_hash == bytes_hash(ANSWER)
+    check_signature(call.receipt)
+
+
+@pytest.mark.parametrize(
+    ("upstream", "status", "state"),
+    [
+        (Upstream(500, [b'{"error": {"message": "down"}}']), 500, "released"),
+        (Upstream(429, [b'{"error": {"message": "slow down"}}']), 429, "released"),
+        (Upstream(429, [b"slow down"]), 502, "released"),
+        (Upstream(401, [b'{"error": {"message": "sk-secret"}}']), 502, "released"),
+        (Upstream(302, [b""]), 502, "released"),
+    ],
+    ids=["500", "429", "no JSON", "our key", "redirect"],
+)
+async def test_whole__upstream_refuses__costs_nothing(calls, desk, serve, upstream, status, state):
+    serving, held = await serve(upstream)
+    response = await serving.whole()
+    assert response.status_code == status
+    assert response.headers["retry-after"] == "7"
+    assert b"sk-secret" not in response.body
+    assert (await ended(calls, desk, held)).settlement.state == state
+    assert (await desk.wallet()).available == FUNDED
+
+
+@pytest.mark.parametrize(
+    ("upstream", "error", "state"),
+    [
+        (Upstream(error=NotReached(upstream="fake", reason="refused")), UpstreamUnavailable, "released"),
+        (Upstream(error=UpstreamTimeout(upstream="fake", seconds=5)), UpstreamTimeout, "lost"),
+        (Upstream(chunks=[b"{", UpstreamInvalid(upstream="fake", reason="cut")]), UpstreamInvalid, "lost"),
+        (Upstream(chunks=[b"not JSON"]), UpstreamInvalid, "lost"),
+        (Upstream(chunks=[b"[]"]), UpstreamInvalid, "lost"),
+        (Upstream(chunks=[b'{"choices": []}']), UpstreamInvalid, "lost"),
+        (Upstream(chunks=[b'{"usage": null}']), UpstreamInvalid, "lost"),
+        (Upstream(chunks=[b'{"usage": {"prompt_tokens": 1}}']), UpstreamInvalid, "lost"),
+        (Upstream(chunks=[RuntimeError("a bug")]), RuntimeError, "lost"),
+    ],
+    ids=["not reached", "timeout", "cut", "no JSON", "a list", "no usage", "null", "half a usage", "bug"],
+)
+async def test_whole__no_usable_answer__is_free_only_where_it_cannot_have_cost(
+    calls, desk, serve, upstream, error, state
+):
+    serving, held = await serve(upstream)
+    with pytest.raises(error):
+        await serving.whole()
+    assert (await ended(calls, desk, held)).settlement.state == state
+    assert (await desk.wallet()).available == FUNDED
+
+
+async def test_whole__usage_with_figures_beyond_a_double__is_charged(calls, desk, serve):
+    usage = {**USAGE, "finished_at_ns": 1_753_412_341_234_123_412}
+    serving, held = await serve(Upstream(chunks=[json.dumps({"usage": usage}).encode()]))
+    await serving.whole()
+    call = await ended(calls, desk, held)
+    assert call.receipt.receipt.amount == COST
+    check_signature(call.receipt)
+
+
+# ── Streams ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def streamed(serve, upstream, client, **options):
+    serving, held = await serve(upstream, stream=True, **options)
+    answer = await serving.streamed()
+    await answer({"type": "http"}, client.receive, client.send)
+    return held
+
+
+async def test_stream__whole__bytes_untouched_and_the_usage_hidden(calls, desk, serve):
+    client, upstream = Client(), Upstream(chunks=STREAM)
+    held = await streamed(serve, upstream, client)
+    assert client.body == b"".join(STREAM[:3] + STREAM[4:])
+    assert upstream.body["stream_options"] == {"include_usage": True}
+    call = await ended(calls, desk, held)
+    assert (call.receipt.receipt.amount, call.receipt.receipt.complete) == (COST, True)
+    assert call.receipt.receipt.response_hash == bytes_hash(b"".join(STREAM))
+
+
+async def test_stream__pieces__leave_at_once_and_the_end_only_once_the_charge_is_durable(calls, desk, serve):
+    states = []
+
+    async def look(data):
+        if data:
+            call = await desk.call(held)
+            states.append((data, call.settlement.state))
+
+    loop = asyncio.get_running_loop()
+    gates = [loop.create_future() for _ in range(3)]
+    chunks = [chunk for pair in zip(STREAM[:3], gates, strict=True) for chunk in pair] + STREAM[3:]
+    serving, held = await serve(Upstream(chunks=chunks), stream=True)
+    client = Client(on_bytes=look)
+    answer = await serving.streamed()
+    reading = asyncio.create_task(answer({"type": "http"}, client.receive, client.send))
+    for sent, gate in enumerate(gates, start=1):
+        async with asyncio.timeout(5):
+            while len(states) < sent:
+                await asyncio.sleep(0.001)
+        gate.set_result(None)
+    await reading
+    assert [state for _, state in states[:3]] == ["held"] * 3
+    assert states[3] == (DONE, "queued")
+
+
+@pytest.mark.parametrize("most", range(6))
+async def test_stream__client_leaves_after_any_chunk__is_charged_in_full(calls, desk, serve, most):
+    upstream = Upstream(chunks=STREAM)
+    held = await streamed(serve, upstream, Client(most))
+    call = await ended(calls, desk, held)
+    assert call.receipt.receipt.amount == COST
+    assert call.receipt.receipt.complete
+    assert upstream.read == len(STREAM)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+async def test_stream__cut_by_the_upstream__charged_for_what_was_put_out_and_marked(
+    calls, desk, serve, pieces
+):
+    cut = UpstreamInvalid(upstream="fake", reason="the connection broke")
+    client = Client()
+    held = await streamed(serve, Upstream(chunks=[*STREAM[:pieces], cut]), client)
+    call = await ended(calls, desk, held)
+    receipt = call.receipt.receipt
+    assert (receipt.complete, receipt.input_tokens, receipt.output_tokens) == (False, 0, pieces)
+    assert receipt.amount == pieces * 2 * 10**6
+    assert b"the connection broke" in client.body
+    assert DONE not in client.body
+
+
+async def test_stream__cut_before_its_first_piece__is_lost_and_told(calls, desk, serve):
+    client = Client()
+    cut = UpstreamInvalid(upstream="fake", reason="the connection broke")
+    held = await streamed(serve, Upstream(chunks=[b": ping\n\n", cut]), client)
+    assert (await ended(calls, desk, held)).settlement.state == "lost"
+    assert b"the connection broke" in client.body
+
+
+async def test_stream__upstream_goes_on_after_its_client_has_left__only_so_long(calls, desk, serve):
+    never = asyncio.get_running_loop().create_future()
+    upstream = Upstream(chunks=[STREAM[0], STREAM[1], never])
+    held = await streamed(serve, upstream, Client(1), drain_seconds=0.01)
+    call = await ended(calls, desk, held)
+    assert upstream.closed
+    assert (call.receipt.receipt.complete, call.receipt.receipt.output_tokens) == (False, 2)
+
+
+async def test_stream__client_that_reads_slowly__loses_nothing(calls, desk, serve):
+    many = [piece(str(n)) for n in range(300)] + STREAM[2:]
+
+    async def slowly(_):
+        await asyncio.sleep(0)
+
+    client = Client(on_bytes=slowly)
+    held = await streamed(serve, Upstream(chunks=many), client)
+    await ended(calls, desk, held)
+    assert client.body == b"".join(many[:-2] + many[-1:])
+
+
+@pytest.mark.parametrize(
+    ("upstream", "state"),
+    [
+        (Upstream(500, [b'{"error": {"message": "down"}}']), "released"),
+        (Upstream(404, [b"no"]), "released"),
+    ],
+)
+async def test_stream__upstream_refuses__is_answered_as_an_error_and_costs_nothing(
+    calls, desk, serve, upstream, state
+):
+    serving, held = await serve(upstream, stream=True)
+    response = await serving.streamed()
+    assert response.status_code >= 400
+    assert (await ended(calls, desk, held)).settlement.state == state
+
+
+async def test_stream__not_reached__costs_nothing(calls, desk, serve):
+    serving, held = await serve(Upstream(error=NotReached(upstream="fake", reason="refused")), stream=True)
+    with pytest.raises(UpstreamUnavailable):
+        await serving.streamed()
+    assert (await ended(calls, desk, held)).settlement.state == "released"
+
+
+async def test_stream__whole_answer_instead_of_events__is_lost_and_told(calls, desk, serve):
+    client = Client()
+    held = await streamed(serve, Upstream(chunks=[ANSWER]), client)
+    assert (await ended(calls, desk, held)).settlement.state == "lost"
+    assert b"upstream_invalid" in client.body
+    assert ANSWER not in client.body
+
+
+async def test_stream__bug_of_ours__ends_the_hold_and_says_nothing_of_it(calls, desk, serve):
+    client = Client()
+    held = await streamed(serve, Upstream(chunks=[STREAM[0], RuntimeError("a secret path")]), client)
+    assert (await ended(calls, desk, held)).settlement.state == "lost"
+    assert b"internal_error" in client.body
+    assert b"secret" not in client.body
