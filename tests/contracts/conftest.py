@@ -3,6 +3,8 @@
 Everything is session-scoped: ape reverts the chain after each test, and hypothesis may use the fixtures.
 """
 
+from contextlib import contextmanager
+
 import pytest
 from eth_account import Account
 from typed_data import settlement, sign
@@ -164,6 +166,21 @@ def at(chain):
         chain.pending_timestamp = timestamp
 
     return at
+
+
+@pytest.fixture(scope="session")
+def isolate(chain):
+    """Undoes what happens within. (Ape's `chain.isolate` swallows every exception, failed assertions too.)"""
+
+    @contextmanager
+    def isolate():
+        snapshot = chain.snapshot()
+        try:
+            yield
+        finally:
+            chain.restore(snapshot)
+
+    return isolate
 
 
 @pytest.fixture(scope="session")

@@ -37,9 +37,9 @@ def test_deposit__platform_held__owner_is_zero(vault, platform, user, mint, bala
 
 @few
 @given(first=st.integers(1, MAX_TOKENS - 1), data=st.data())
-def test_deposit__twice__adds_up_and_numbers_the_lines(vault, platform, fund, chain, first, data):
+def test_deposit__twice__adds_up_and_numbers_the_lines(vault, platform, fund, isolate, first, data):
     second = data.draw(st.integers(1, MAX_TOKENS - first))
-    with chain.isolate():
+    with isolate():
         account = fund(first)
         fund(second)
         record = vault.accountOf(platform, account)
@@ -110,8 +110,8 @@ def test_deposit__donated_tokens__are_nobodys(vault, token, platform, fund, stra
 
 @few
 @given(tokens=st.integers(1, 10**12))
-def test_deposit__token_with_a_fee__credits_what_arrived(project, admin, register, user, chain, tokens):
-    with chain.isolate():
+def test_deposit__token_with_a_fee__credits_what_arrived(project, admin, register, user, isolate, tokens):
+    with isolate():
         token = admin.deploy(project.FeeToken)
         vault = admin.deploy(project.CreditVault, token)
         platform = register(SALT, vault=vault)

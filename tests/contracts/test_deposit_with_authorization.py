@@ -127,11 +127,11 @@ def test_deposit_with_authorization__given_to_the_token_directly__reverts(
 
 
 def test_deposit_with_authorization__valid_after__from_the_next_second(
-    vault, relayer, authorize, at, now, chain
+    vault, relayer, authorize, at, now, isolate
 ):
     second = now() + 100
     arguments = authorize(after=second)
-    with chain.isolate():
+    with isolate():
         at(second)
         with ape.reverts("FiatTokenV2: authorization is not yet valid"):
             vault.depositWithAuthorization(*arguments, sender=relayer)
@@ -140,11 +140,11 @@ def test_deposit_with_authorization__valid_after__from_the_next_second(
 
 
 def test_deposit_with_authorization__valid_before__until_the_last_second(
-    vault, relayer, authorize, at, now, chain
+    vault, relayer, authorize, at, now, isolate
 ):
     second = now() + 100
     arguments = authorize(before=second)
-    with chain.isolate():
+    with isolate():
         at(second)
         with ape.reverts("FiatTokenV2: authorization is expired"):
             vault.depositWithAuthorization(*arguments, sender=relayer)

@@ -26,9 +26,9 @@ def test_request_exit__by_the_owner__moves_credit_and_starts_the_timer(vault, pl
 
 @few
 @given(tokens=st.integers(1, 10**12), data=st.data())
-def test_request_exit__any_part__balance_and_exit_add_up(vault, platform, user, fund, chain, tokens, data):
+def test_request_exit__any_part__balance_and_exit_add_up(vault, platform, user, fund, isolate, tokens, data):
     out = data.draw(st.integers(1, tokens))
-    with chain.isolate():
+    with isolate():
         account = fund(tokens)
         vault.requestExit(platform, user, LABEL, out, sender=user)
         record = vault.accountOf(platform, account)

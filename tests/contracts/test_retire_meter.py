@@ -41,12 +41,12 @@ def test_retire_meter__twice__reverts(vault, platform, operator, meter):
 
 
 def test_retire_meter__compromised_since_its_addition_or_now__accepted(
-    vault, platform, operator, meter, at, now, chain
+    vault, platform, operator, meter, at, now, isolate
 ):
     added_at = vault.meterOf(platform, meter.address).addedAt
     retired_at = now() + DAY
     for since in (added_at, retired_at):
-        with chain.isolate():
+        with isolate():
             at(retired_at)
             tx = vault.retireMeter(platform, meter.address, since, sender=operator)
             assert tx.events == [
@@ -56,12 +56,12 @@ def test_retire_meter__compromised_since_its_addition_or_now__accepted(
 
 
 def test_retire_meter__compromised_before_its_addition_or_later_than_now__reverts(
-    vault, platform, operator, meter, at, now, chain
+    vault, platform, operator, meter, at, now, isolate
 ):
     added_at = vault.meterOf(platform, meter.address).addedAt
     retired_at = now() + DAY
     for since in (added_at - 1, retired_at + 1):
-        with chain.isolate():
+        with isolate():
             at(retired_at)
             with ape.reverts(
                 vault.CompromisedSinceOutOfRange, compromisedSince=since, min=added_at, max=retired_at

@@ -49,14 +49,14 @@ def test_settle__one_charge__moves_credit_to_the_platform(vault, platform, fund,
     base=st.integers(0, 2**64 - 2**10),
 )
 def test_settle__any_amounts__as_a_model_says(
-    vault, platform, fund, settle, earnings, balance_of, chain, tokens, amounts, base
+    vault, platform, fund, settle, earnings, balance_of, isolate, tokens, amounts, base
 ):
     balance, taken = tokens * 10**6, []
     for number, amount in enumerate(amounts):
         if amount <= balance:
             balance -= amount
             taken.append(base + number)
-    with chain.isolate():
+    with isolate():
         account = fund(tokens)
         tx = settle(*(Charge(account, base + number, amount) for number, amount in enumerate(amounts)))
         assert [log.id for log in tx.events.filter(vault.Charged)] == taken
@@ -268,11 +268,11 @@ def test_settle__zero_signature__reverts(vault, fund, signed, relayer):
 
 
 def test_settle__at_the_deadline__settles_and_a_second_later_reverts(
-    vault, fund, signed, relayer, at, now, chain
+    vault, fund, signed, relayer, at, now, isolate
 ):
     deadline = now() + 100
     arguments = signed(Charge(fund(10**6), 1, CENT), deadline=deadline)
-    with chain.isolate():
+    with isolate():
         at(deadline + 1)
         with ape.reverts(vault.DeadlinePassed, deadline=deadline, timestamp=deadline + 1):
             vault.settle(*arguments, sender=relayer)
@@ -281,11 +281,11 @@ def test_settle__at_the_deadline__settles_and_a_second_later_reverts(
 
 
 def test_settle__deadline_an_hour_ahead__settles_and_a_second_more_reverts(
-    vault, fund, signed, relayer, at, now, chain
+    vault, fund, signed, relayer, at, now, isolate
 ):
     arguments = signed(Charge(fund(10**6), 1, CENT), deadline=now() + 100 + HOUR)
     deadline = arguments[2]
-    with chain.isolate():
+    with isolate():
         at(deadline - HOUR - 1)
         with ape.reverts(vault.DeadlineTooFar, deadline=deadline, max=deadline - 1):
             vault.settle(*arguments, sender=relayer)
@@ -311,11 +311,11 @@ def test_settle__thousand_charges__settle_and_one_more_reverts(vault, fund, sett
 
 
 def test_settle__short_of_gas__reverts_as_a_whole(
-    vault, platform, fund, signed, relayer, balance_of, earnings, chain
+    vault, platform, fund, signed, relayer, balance_of, earnings, isolate
 ):
     account = fund(10**6)
     arguments = signed(*(Charge(account, 250 + number, CENT) for number in range(12)))
-    with chain.isolate():
+    with isolate():
         needed = vault.settle(*arguments, sender=relayer).gas_used
     intrinsic = 21_000 + 16 * len(vault.settle.encode_input(*arguments))
     for gas in range(intrinsic, needed, (needed - intrinsic) // 12):

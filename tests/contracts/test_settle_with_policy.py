@@ -166,7 +166,7 @@ def test_settle__account_twice_in_a_batch__the_window_sees_both(vault, platform,
     per_window=st.integers(0, 10 * CENT),
 )
 def test_settle__any_limits__as_a_model_says(
-    vault, platform, fund, set_policy, settle, chain, amounts, per_charge, per_window
+    vault, platform, fund, set_policy, settle, isolate, amounts, per_charge, per_window
 ):
     spent, reasons = 0, []
     for amount in amounts:
@@ -177,7 +177,7 @@ def test_settle__any_limits__as_a_model_says(
         else:
             reasons.append(None)
             spent += amount
-    with chain.isolate():
+    with isolate():
         account = fund(10**6)
         set_policy(account, per_charge=per_charge, per_window=(per_window, 2**32 - 1))
         tx = settle(*(Charge(account, id_, amount) for id_, amount in enumerate(amounts)))

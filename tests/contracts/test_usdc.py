@@ -258,11 +258,11 @@ def test_permit__approves_once(token, holder, user, stranger, signed, now, form)
 
 
 def test_permit__at_its_deadline__approves_and_a_second_later_reverts(
-    token, holder, user, signed, at, now, chain
+    token, holder, user, signed, at, now, isolate
 ):
     deadline = now() + 100
     signature = signed("Permit", holder.address, user.address, 5, 0, deadline)
-    with chain.isolate():
+    with isolate():
         at(deadline + 1)
         with ape.reverts("FiatTokenV2: permit is expired"):
             token.permit(holder.address, user, 5, deadline, signature, sender=user)
