@@ -98,7 +98,18 @@ def test_finalize_exit__token_is_paused__stays_claimable(vault, token, platform,
     token.pause(sender=admin)
     with ape.reverts("Pausable: paused"):
         vault.finalizeExit(platform, user, LABEL, user, sender=user)
+    assert vault.accountOf(platform, matured).exitAmount == 60 * CENT
     token.unpause(sender=admin)
+    vault.finalizeExit(platform, user, LABEL, user, sender=user)
+    assert token.balanceOf(user) == 600_000
+
+
+def test_finalize_exit__vault_is_blacklisted__stays_claimable(vault, token, platform, user, admin, matured):
+    token.blacklist(vault, sender=admin)
+    with ape.reverts("Blacklistable: account is blacklisted"):
+        vault.finalizeExit(platform, user, LABEL, user, sender=user)
+    assert vault.accountOf(platform, matured).exitAmount == 60 * CENT
+    token.unBlacklist(vault, sender=admin)
     vault.finalizeExit(platform, user, LABEL, user, sender=user)
     assert token.balanceOf(user) == 600_000
 
