@@ -1,5 +1,5 @@
-import ape
 from conftest import DAY, LABEL, USD, ZERO_ADDRESS
+from reverts import reverts
 from typed_data import Charge
 
 
@@ -20,27 +20,27 @@ def test_add_meter__of_one_platform__is_none_of_another(vault, platform, registe
 
 
 def test_add_meter__not_the_owner__reverts(vault, platform, stranger, other_meter):
-    with ape.reverts(vault.NotPlatformOwner, platform=platform, caller=stranger.address):
+    with reverts(vault.NotPlatformOwner, platform=platform, caller=stranger.address):
         vault.addMeter(platform, other_meter.address, sender=stranger)
 
 
 def test_add_meter__unknown_platform__reverts(vault, operator, other_meter):
-    with ape.reverts(vault.NotPlatformOwner, platform=7, caller=operator.address):
+    with reverts(vault.NotPlatformOwner, platform=7, caller=operator.address):
         vault.addMeter(7, other_meter.address, sender=operator)
 
 
 def test_add_meter__zero__reverts(vault, platform, operator):
-    with ape.reverts(vault.ZeroAddress):
+    with reverts(vault.ZeroAddress):
         vault.addMeter(platform, ZERO_ADDRESS, sender=operator)
 
 
 def test_add_meter__valid_meter__reverts(vault, platform, operator, meter):
-    with ape.reverts(vault.MeterExists, platform=platform, meter=meter.address):
+    with reverts(vault.MeterExists, platform=platform, meter=meter.address):
         vault.addMeter(platform, meter.address, sender=operator)
 
 
 def test_add_meter__retired_meter__reverts_for_ever(vault, platform, operator, meter, at, now):
     vault.retireMeter(platform, meter.address, 0, sender=operator)
     at(now() + 365 * DAY)
-    with ape.reverts(vault.MeterExists, platform=platform, meter=meter.address):
+    with reverts(vault.MeterExists, platform=platform, meter=meter.address):
         vault.addMeter(platform, meter.address, sender=operator)

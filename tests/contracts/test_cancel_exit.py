@@ -1,6 +1,6 @@
-import ape
 import pytest
 from conftest import CENT, LABEL, USD, ZERO_ADDRESS
+from reverts import reverts
 from typed_data import Charge
 
 
@@ -43,12 +43,12 @@ def test_cancel_exit__platform_held__the_platforms_owner_acts(vault, platform, o
 def test_cancel_exit__not_the_owner__reverts(vault, platform, user, fund, request_exit, request, caller):
     account, caller = fund(10**6), request.getfixturevalue(caller)
     request_exit(10**6)
-    with ape.reverts(vault.NotAccountOwner, account=account, caller=caller.address):
+    with reverts(vault.NotAccountOwner, account=account, caller=caller.address):
         vault.cancelExit(platform, user, LABEL, sender=caller)
 
 
 def test_cancel_exit__none__reverts(vault, platform, user, fund):
-    with ape.reverts(vault.NoExit, account=fund(10**6)):
+    with reverts(vault.NoExit, account=fund(10**6)):
         vault.cancelExit(platform, user, LABEL, sender=user)
 
 
@@ -56,5 +56,5 @@ def test_cancel_exit__twice__reverts(vault, platform, user, fund, request_exit):
     account = fund(10**6)
     request_exit(10**6)
     vault.cancelExit(platform, user, LABEL, sender=user)
-    with ape.reverts(vault.NoExit, account=account):
+    with reverts(vault.NoExit, account=account):
         vault.cancelExit(platform, user, LABEL, sender=user)

@@ -1,6 +1,13 @@
-import ape
 import pytest
 from conftest import DAY, HOUR, ZERO_ADDRESS
+from eth_utils import keccak
+from reverts import reverts
+
+
+def not_a_token(address):
+    """The error as data: ape has no contract yet to decode it with."""
+    selector = keccak(text="NotATokenWithSixDecimals(address)")[:4]
+    return "0x" + selector.hex() + address.removeprefix("0x").lower().rjust(64, "0")
 
 
 def test_constructor__token_with_six_decimals__kept(vault, token):
@@ -8,22 +15,22 @@ def test_constructor__token_with_six_decimals__kept(vault, token):
 
 
 @pytest.mark.parametrize("decimals", [0, 5, 7, 18, 255])
-def test_constructor__other_decimals__reverts(project, admin, vault, decimals):
+def test_constructor__other_decimals__reverts(project, admin, decimals):
     token = admin.deploy(project.PlainToken, decimals)
-    with ape.reverts(vault.NotATokenWithSixDecimals, token=token.address):
+    with reverts(not_a_token(token.address)):
         admin.deploy(project.CreditVault, token)
 
 
 @pytest.mark.parametrize("holder", ["zero", "key"])
-def test_constructor__no_code_at_the_token__reverts(project, admin, user, vault, holder):
+def test_constructor__no_code_at_the_token__reverts(project, admin, user, holder):
     token = ZERO_ADDRESS if holder == "zero" else user.address
-    with ape.reverts(vault.NotATokenWithSixDecimals, token=token):
+    with reverts(not_a_token(token)):
         admin.deploy(project.CreditVault, token)
 
 
 def test_constructor__contract_that_is_no_token__reverts(project, admin, user):
     wallet = admin.deploy(project.ContractWallet, user)
-    with ape.reverts():
+    with reverts(None):
         admin.deploy(project.CreditVault, wallet)
 
 

@@ -1,8 +1,8 @@
-import ape
 import pytest
 from conftest import CREDIT_PER_TOKEN, LABEL, MAX_TOKENS, SALT, USD, ZERO_ADDRESS
 from hypothesis import given
 from hypothesis import strategies as st
+from reverts import reverts
 from settings import few
 
 
@@ -62,25 +62,25 @@ def test_deposit__same_owner_and_label_elsewhere__another_account(
 
 def test_deposit__unknown_platform__reverts(vault, user, mint):
     mint(user, 10**6)
-    with ape.reverts(vault.UnknownPlatform, platform=7):
+    with reverts(vault.UnknownPlatform, platform=7):
         vault.deposit(7, user, LABEL, 10**6, sender=user)
 
 
 def test_deposit__nothing__reverts(vault, platform, user):
-    with ape.reverts(vault.ZeroAmount):
+    with reverts(vault.ZeroAmount):
         vault.deposit(platform, user, LABEL, 0, sender=user)
 
 
 def test_deposit__more_than_approved__reverts(vault, token, platform, user, mint):
     mint(user, 10**6)
     token.approve(vault, 10**6 - 1, sender=user)
-    with ape.reverts("ERC20: transfer amount exceeds allowance"):
+    with reverts("ERC20: transfer amount exceeds allowance"):
         vault.deposit(platform, user, LABEL, 10**6, sender=user)
 
 
 def test_deposit__from_somebody_elses_approval__impossible(vault, platform, user, stranger, mint):
     mint(user, 10**6)  # the user has approved the vault
-    with ape.reverts("ERC20: transfer amount exceeds allowance"):
+    with reverts("ERC20: transfer amount exceeds allowance"):
         vault.deposit(platform, stranger, LABEL, 10**6, sender=stranger)
 
 
@@ -90,14 +90,14 @@ def test_deposit__all_the_credit_there_can_be__accepted(vault, platform, fund, b
 
 def test_deposit__one_token_unit_more_in_one_account__reverts(vault, platform, user, mint):
     mint(user, MAX_TOKENS + 1)
-    with ape.reverts(vault.AmountTooLarge, tokens=MAX_TOKENS + 1, max=MAX_TOKENS):
+    with reverts(vault.AmountTooLarge, tokens=MAX_TOKENS + 1, max=MAX_TOKENS):
         vault.deposit(platform, user, LABEL, MAX_TOKENS + 1, sender=user)
 
 
 def test_deposit__one_token_unit_more_over_all_accounts__reverts(vault, platform, user, mint, fund):
     fund(MAX_TOKENS)
     mint(user, 1)
-    with ape.reverts(vault.AmountTooLarge, tokens=MAX_TOKENS + 1, max=MAX_TOKENS):
+    with reverts(vault.AmountTooLarge, tokens=MAX_TOKENS + 1, max=MAX_TOKENS):
         vault.deposit(platform, user, SALT, 1, sender=user)
 
 
@@ -127,12 +127,12 @@ def test_deposit__token_with_a_fee__credits_what_arrived(project, admin, registe
 def test_deposit__blacklisted__reverts(vault, token, platform, user, admin, mint, who):
     mint(user, 10**6)
     token.blacklist(user if who == "payer" else vault, sender=admin)
-    with ape.reverts("Blacklistable: account is blacklisted"):
+    with reverts("Blacklistable: account is blacklisted"):
         vault.deposit(platform, user, LABEL, 10**6, sender=user)
 
 
 def test_deposit__paused_token__reverts(vault, token, platform, user, admin, mint):
     mint(user, 10**6)
     token.pause(sender=admin)
-    with ape.reverts("Pausable: paused"):
+    with reverts("Pausable: paused"):
         vault.deposit(platform, user, LABEL, 10**6, sender=user)

@@ -1,7 +1,7 @@
-import ape
 import pytest
 from conftest import HOUR, LABEL, SALT, USD
 from eth_account import Account
+from reverts import reverts
 from typed_data import sign
 
 TOKENS = 10**6
@@ -76,7 +76,7 @@ def test_deposit_with_authorization__contract_wallet_does_not_agree__reverts(
     project, vault, admin, stranger, relayer, authorize
 ):
     wallet = admin.deploy(project.ContractWallet, stranger)
-    with ape.reverts("FiatTokenV2: invalid signature"):
+    with reverts("FiatTokenV2: invalid signature"):
         vault.depositWithAuthorization(*authorize(payer=wallet.address), sender=relayer)
 
 
@@ -92,14 +92,14 @@ def test_deposit_with_authorization__signature_stolen_for_something_else__revert
         "tokens": lambda: TOKENS - 1,
         "payer": lambda: stranger.address,
     }[stolen_for]()
-    with ape.reverts("FiatTokenV2: invalid signature"):
+    with reverts("FiatTokenV2: invalid signature"):
         vault.depositWithAuthorization(*changed(authorize(), **{stolen_for: change}), sender=stranger)
 
 
 def test_deposit_with_authorization__twice__reverts(vault, relayer, authorize):
     arguments = authorize()
     vault.depositWithAuthorization(*arguments, sender=relayer)
-    with ape.reverts("FiatTokenV2: authorization is used or canceled"):
+    with reverts("FiatTokenV2: authorization is used or canceled"):
         vault.depositWithAuthorization(*arguments, sender=relayer)
 
 
@@ -108,7 +108,7 @@ def test_deposit_with_authorization__another_vault__reverts(
 ):
     other = admin.deploy(project.CreditVault, token)
     register(SALT, vault=other)
-    with ape.reverts("FiatTokenV2: invalid signature"):
+    with reverts("FiatTokenV2: invalid signature"):
         other.depositWithAuthorization(*authorize(to=vault), sender=admin)
 
 
@@ -118,9 +118,9 @@ def test_deposit_with_authorization__given_to_the_token_directly__reverts(
     _, _, _, payer, tokens, after, before, _, signature = authorize()
     nonce = vault.depositNonce(platform, user, LABEL, SALT)
     receive = token.receiveWithAuthorization
-    with ape.reverts("FiatTokenV2: caller must be the payee"):
+    with reverts("FiatTokenV2: caller must be the payee"):
         receive(payer, vault, tokens, after, before, nonce, signature, sender=stranger)
-    with ape.reverts("FiatTokenV2: invalid signature"):
+    with reverts("FiatTokenV2: invalid signature"):
         token.transferWithAuthorization(
             payer, vault, tokens, after, before, nonce, signature, sender=stranger
         )
@@ -133,7 +133,7 @@ def test_deposit_with_authorization__valid_after__from_the_next_second(
     arguments = authorize(after=second)
     with isolate():
         at(second)
-        with ape.reverts("FiatTokenV2: authorization is not yet valid"):
+        with reverts("FiatTokenV2: authorization is not yet valid"):
             vault.depositWithAuthorization(*arguments, sender=relayer)
     at(second + 1)
     vault.depositWithAuthorization(*arguments, sender=relayer)
@@ -146,14 +146,14 @@ def test_deposit_with_authorization__valid_before__until_the_last_second(
     arguments = authorize(before=second)
     with isolate():
         at(second)
-        with ape.reverts("FiatTokenV2: authorization is expired"):
+        with reverts("FiatTokenV2: authorization is expired"):
             vault.depositWithAuthorization(*arguments, sender=relayer)
     at(second - 1)
     vault.depositWithAuthorization(*arguments, sender=relayer)
 
 
 def test_deposit_with_authorization__unknown_platform__reverts(vault, relayer, authorize):
-    with ape.reverts(vault.UnknownPlatform, platform=7):
+    with reverts(vault.UnknownPlatform, platform=7):
         vault.depositWithAuthorization(*changed(authorize(), platform=7), sender=relayer)
 
 
@@ -165,5 +165,5 @@ def test_deposit_with_authorization__cancelled__reverts(
     message = {"authorizer": payer.address, "nonce": nonce}
     signature = sign(payer.key, token_domain, "CancelAuthorization", message)
     token.cancelAuthorization(payer.address, nonce, signature, sender=relayer)
-    with ape.reverts("FiatTokenV2: authorization is used or canceled"):
+    with reverts("FiatTokenV2: authorization is used or canceled"):
         vault.depositWithAuthorization(*arguments, sender=relayer)

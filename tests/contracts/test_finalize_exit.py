@@ -1,6 +1,6 @@
-import ape
 import pytest
 from conftest import CENT, LABEL, USD, ZERO_ADDRESS
+from reverts import reverts
 from typed_data import Charge
 
 
@@ -29,7 +29,7 @@ def test_finalize_exit__second_before_maturity__reverts(vault, platform, user, f
     fund(10**6)
     matures_at = request_exit(10**6)
     at(matures_at - 1)
-    with ape.reverts(vault.ExitNotMature, maturesAt=matures_at, timestamp=matures_at - 1):
+    with reverts(vault.ExitNotMature, maturesAt=matures_at, timestamp=matures_at - 1):
         vault.finalizeExit(platform, user, LABEL, user, sender=user)
 
 
@@ -72,31 +72,31 @@ def test_finalize_exit__platform_held__the_platforms_owner_acts(
 @pytest.mark.parametrize("caller", ["stranger", "operator"])
 def test_finalize_exit__not_the_owner__reverts(vault, platform, user, matured, request, caller):
     caller = request.getfixturevalue(caller)
-    with ape.reverts(vault.NotAccountOwner, account=matured, caller=caller.address):
+    with reverts(vault.NotAccountOwner, account=matured, caller=caller.address):
         vault.finalizeExit(platform, user, LABEL, caller, sender=caller)
 
 
 @pytest.mark.parametrize("to", ["zero", "vault", "token"])
 def test_finalize_exit__recipient_that_cannot_pay_on__reverts(vault, token, platform, user, matured, to):
     to = {"zero": ZERO_ADDRESS, "vault": vault.address, "token": token.address}[to]
-    with ape.reverts(vault.BadRecipient, to=to):
+    with reverts(vault.BadRecipient, to=to):
         vault.finalizeExit(platform, user, LABEL, to, sender=user)
 
 
 def test_finalize_exit__none__reverts(vault, platform, user, fund):
-    with ape.reverts(vault.NoExit, account=fund(10**6)):
+    with reverts(vault.NoExit, account=fund(10**6)):
         vault.finalizeExit(platform, user, LABEL, user, sender=user)
 
 
 def test_finalize_exit__twice__reverts(vault, platform, user, matured):
     vault.finalizeExit(platform, user, LABEL, user, sender=user)
-    with ape.reverts(vault.NoExit, account=matured):
+    with reverts(vault.NoExit, account=matured):
         vault.finalizeExit(platform, user, LABEL, user, sender=user)
 
 
 def test_finalize_exit__token_is_paused__stays_claimable(vault, token, platform, user, admin, matured):
     token.pause(sender=admin)
-    with ape.reverts("Pausable: paused"):
+    with reverts("Pausable: paused"):
         vault.finalizeExit(platform, user, LABEL, user, sender=user)
     assert vault.accountOf(platform, matured).exitAmount == 60 * CENT
     token.unpause(sender=admin)
@@ -106,7 +106,7 @@ def test_finalize_exit__token_is_paused__stays_claimable(vault, token, platform,
 
 def test_finalize_exit__vault_is_blacklisted__stays_claimable(vault, token, platform, user, admin, matured):
     token.blacklist(vault, sender=admin)
-    with ape.reverts("Blacklistable: account is blacklisted"):
+    with reverts("Blacklistable: account is blacklisted"):
         vault.finalizeExit(platform, user, LABEL, user, sender=user)
     assert vault.accountOf(platform, matured).exitAmount == 60 * CENT
     token.unBlacklist(vault, sender=admin)
@@ -118,7 +118,7 @@ def test_finalize_exit__recipient_is_blacklisted__stays_claimable_elsewhere(
     vault, token, platform, user, stranger, admin, matured
 ):
     token.blacklist(user, sender=admin)
-    with ape.reverts("Blacklistable: account is blacklisted"):
+    with reverts("Blacklistable: account is blacklisted"):
         vault.finalizeExit(platform, user, LABEL, user, sender=user)
     vault.finalizeExit(platform, user, LABEL, stranger, sender=user)
     assert token.balanceOf(stranger) == 600_000

@@ -1,8 +1,8 @@
 """A token that calls back in the middle of a transfer."""
 
-import ape
 import pytest
 from conftest import CENT, DAY, LABEL, SALT, USD
+from reverts import reverts
 from typed_data import Charge, settlement, sign
 
 TOKENS = 10**6
@@ -64,7 +64,7 @@ def test_token_path__entered_from_another__reverts(
     method, arguments, sender = calls[outer]
     inner_method, inner_arguments, _ = calls[inner]
     hostile_token.arm(its_vault, inner_method.encode_input(*inner_arguments), sender=user)
-    with ape.reverts(its_vault.ReentrancyGuardReentrantCall):
+    with reverts(its_vault.ReentrancyGuardReentrantCall):
         method(*arguments, sender=sender)
 
 

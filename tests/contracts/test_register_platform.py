@@ -1,6 +1,6 @@
-import ape
 import pytest
 from conftest import DAY, HOUR, SALT, ZERO_ADDRESS
+from reverts import reverts
 
 NEW = b"\x0a" * 32
 
@@ -23,25 +23,25 @@ def test_register_platform__same_salt_of_another_caller__another_platform(regist
 
 
 def test_register_platform__registered_before__reverts(vault, platform, operator, treasury, meter):
-    with ape.reverts(vault.PlatformExists, platform=platform):
+    with reverts(vault.PlatformExists, platform=platform):
         vault.registerPlatform(SALT, treasury, meter.address, DAY, sender=operator)
 
 
 @pytest.mark.parametrize("payout", ["zero", "vault", "token"])
 def test_register_platform__payout_that_cannot_pay_on__reverts(vault, token, operator, meter, payout):
     payout = {"zero": ZERO_ADDRESS, "vault": vault.address, "token": token.address}[payout]
-    with ape.reverts(vault.BadRecipient, to=payout):
+    with reverts(vault.BadRecipient, to=payout):
         vault.registerPlatform(NEW, payout, meter.address, DAY, sender=operator)
 
 
 def test_register_platform__zero_meter__reverts(vault, operator, treasury):
-    with ape.reverts(vault.ZeroAddress):
+    with reverts(vault.ZeroAddress):
         vault.registerPlatform(NEW, treasury, ZERO_ADDRESS, DAY, sender=operator)
 
 
 @pytest.mark.parametrize("exit_delay", [0, HOUR - 1, 7 * DAY + 1, 2**32 - 1])
 def test_register_platform__exit_delay_out_of_range__reverts(vault, operator, treasury, meter, exit_delay):
-    with ape.reverts(vault.ExitDelayOutOfRange, exitDelay=exit_delay, min=HOUR, max=7 * DAY):
+    with reverts(vault.ExitDelayOutOfRange, exitDelay=exit_delay, min=HOUR, max=7 * DAY):
         vault.registerPlatform(NEW, treasury, meter.address, exit_delay, sender=operator)
 
 

@@ -1,8 +1,8 @@
-import ape
 import pytest
 from conftest import CENT, DAY, HOUR, LABEL, MAX_TOKENS, SALT, USD, ZERO_ADDRESS
 from hypothesis import given
 from hypothesis import strategies as st
+from reverts import reverts
 from settings import few
 
 
@@ -47,7 +47,7 @@ def test_request_exit__second_request__restarts_the_timer_for_the_whole(
     (log,) = tx.events
     assert (log.amount, log.total, log.maturesAt) == (10 * CENT, 70 * CENT, second + DAY)
     at(second + DAY - 1)
-    with ape.reverts(vault.ExitNotMature, maturesAt=second + DAY, timestamp=second + DAY - 1):
+    with reverts(vault.ExitNotMature, maturesAt=second + DAY, timestamp=second + DAY - 1):
         vault.finalizeExit(platform, user, LABEL, user, sender=user)
     assert vault.accountOf(platform, account).exitAmount == 70 * CENT
 
@@ -67,38 +67,38 @@ def test_request_exit__platform_held__the_platforms_owner_acts(vault, platform, 
 @pytest.mark.parametrize("caller", ["stranger", "operator", "relayer"])
 def test_request_exit__not_the_owner__reverts(vault, platform, user, fund, request, caller):
     account, caller = fund(10**6), request.getfixturevalue(caller)
-    with ape.reverts(vault.NotAccountOwner, account=account, caller=caller.address):
+    with reverts(vault.NotAccountOwner, account=account, caller=caller.address):
         vault.requestExit(platform, user, LABEL, 10**6, sender=caller)
 
 
 def test_request_exit__platform_held_and_not_its_owner__reverts(vault, platform, user, fund):
     account = fund(10**6, owner=ZERO_ADDRESS)
-    with ape.reverts(vault.NotAccountOwner, account=account, caller=user.address):
+    with reverts(vault.NotAccountOwner, account=account, caller=user.address):
         vault.requestExit(platform, ZERO_ADDRESS, LABEL, 10**6, sender=user)
 
 
 def test_request_exit__unknown_platform__nobody_acts_for_it(vault, user):
     account = vault.accountId(7, ZERO_ADDRESS, LABEL)
-    with ape.reverts(vault.NotAccountOwner, account=account, caller=user.address):
+    with reverts(vault.NotAccountOwner, account=account, caller=user.address):
         vault.requestExit(7, ZERO_ADDRESS, LABEL, 1, sender=user)
-    with ape.reverts(vault.ExceedsBalance, amount=10**6, available=0):
+    with reverts(vault.ExceedsBalance, amount=10**6, available=0):
         vault.requestExit(7, user, LABEL, 1, sender=user)
 
 
 def test_request_exit__one_unit_too_much__reverts(vault, platform, user, fund, request_exit):
     fund(10**6)
     request_exit(1)
-    with ape.reverts(vault.ExceedsBalance, amount=USD, available=USD - 10**6):
+    with reverts(vault.ExceedsBalance, amount=USD, available=USD - 10**6):
         vault.requestExit(platform, user, LABEL, 10**6, sender=user)
 
 
 def test_request_exit__nothing__reverts(vault, platform, user, fund):
     fund(10**6)
-    with ape.reverts(vault.ZeroAmount):
+    with reverts(vault.ZeroAmount):
         vault.requestExit(platform, user, LABEL, 0, sender=user)
 
 
 @pytest.mark.parametrize("tokens", [MAX_TOKENS + 1, 2**256 - 1])
 def test_request_exit__more_than_fits__reverts(vault, platform, user, tokens):
-    with ape.reverts(vault.AmountTooLarge, tokens=tokens, max=MAX_TOKENS):
+    with reverts(vault.AmountTooLarge, tokens=tokens, max=MAX_TOKENS):
         vault.requestExit(platform, user, LABEL, tokens, sender=user)

@@ -1,5 +1,5 @@
-import ape
 from conftest import DAY, USD
+from reverts import reverts
 from typed_data import Charge
 
 
@@ -14,7 +14,7 @@ def test_retire_meter__by_the_owner__keeps_its_history(vault, platform, operator
 def test_retire_meter__batch_signed_before__reverts(vault, platform, operator, meter, fund, settle):
     account = fund(10**6)
     vault.retireMeter(platform, meter.address, 0, sender=operator)
-    with ape.reverts(vault.NotAMeter, platform=platform, meter=meter.address):
+    with reverts(vault.NotAMeter, platform=platform, meter=meter.address):
         settle(Charge(account, 1, USD))
 
 
@@ -25,18 +25,18 @@ def test_retire_meter__of_one_platform__stays_a_meter_of_another(vault, platform
 
 
 def test_retire_meter__not_the_owner__reverts(vault, platform, stranger, meter):
-    with ape.reverts(vault.NotPlatformOwner, platform=platform, caller=stranger.address):
+    with reverts(vault.NotPlatformOwner, platform=platform, caller=stranger.address):
         vault.retireMeter(platform, meter.address, 0, sender=stranger)
 
 
 def test_retire_meter__never_added__reverts(vault, platform, operator, other_meter):
-    with ape.reverts(vault.NotAMeter, platform=platform, meter=other_meter.address):
+    with reverts(vault.NotAMeter, platform=platform, meter=other_meter.address):
         vault.retireMeter(platform, other_meter.address, 0, sender=operator)
 
 
 def test_retire_meter__twice__reverts(vault, platform, operator, meter):
     vault.retireMeter(platform, meter.address, 0, sender=operator)
-    with ape.reverts(vault.NotAMeter, platform=platform, meter=meter.address):
+    with reverts(vault.NotAMeter, platform=platform, meter=meter.address):
         vault.retireMeter(platform, meter.address, 0, sender=operator)
 
 
@@ -63,7 +63,7 @@ def test_retire_meter__compromised_before_its_addition_or_later_than_now__revert
     for since in (added_at - 1, retired_at + 1):
         with isolate():
             at(retired_at)
-            with ape.reverts(
+            with reverts(
                 vault.CompromisedSinceOutOfRange, compromisedSince=since, min=added_at, max=retired_at
             ):
                 vault.retireMeter(platform, meter.address, since, sender=operator)

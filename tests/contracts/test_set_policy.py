@@ -1,6 +1,6 @@
-import ape
 import pytest
 from conftest import CENT, DAY, EXPIRY, HOUR, PER_CHARGE, PER_WINDOW, USD
+from reverts import reverts
 from typed_data import Charge
 
 ALL = PER_CHARGE | PER_WINDOW | EXPIRY
@@ -45,7 +45,7 @@ def test_set_policy__pending_exit__kept(vault, platform, fund, set_policy, reque
 
 
 def test_set_policy__not_the_owner__reverts(vault, platform, account, set_policy, stranger, meter):
-    with ape.reverts(vault.NotPlatformOwner, platform=platform, caller=stranger.address):
+    with reverts(vault.NotPlatformOwner, platform=platform, caller=stranger.address):
         set_policy(account, sender=stranger)
 
 
@@ -59,7 +59,7 @@ def test_set_policy__hostile_platform__cannot_touch_anothers_account(
 
 @pytest.mark.parametrize("limits", [8, 16, 32, 64, 128, 255])
 def test_set_policy__unknown_flags__reverts(vault, platform, account, operator, limits):
-    with ape.reverts(vault.UnknownLimits, limits=limits):
+    with reverts(vault.UnknownLimits, limits=limits):
         vault.setPolicy(platform, account, limits, (0, 0, 60, 0), sender=operator)
 
 
@@ -73,13 +73,13 @@ def test_set_policy__unknown_flags__reverts(vault, platform, account, operator, 
     ],
 )
 def test_set_policy__value_without_its_flag__reverts(vault, platform, account, operator, flag, policy):
-    with ape.reverts(vault.LimitWithoutFlag, flag=flag):
+    with reverts(vault.LimitWithoutFlag, flag=flag):
         vault.setPolicy(platform, account, ALL & ~flag, policy, sender=operator)
 
 
 @pytest.mark.parametrize("seconds", [0, 59])
 def test_set_policy__window_too_short__reverts(vault, account, set_policy, seconds):
-    with ape.reverts(vault.WindowTooShort, windowSeconds=seconds, min=60):
+    with reverts(vault.WindowTooShort, windowSeconds=seconds, min=60):
         set_policy(account, per_window=(USD, seconds))
 
 

@@ -6,6 +6,7 @@ from eth_account.messages import encode_typed_data
 from eth_utils import keccak
 from hypothesis import given
 from hypothesis import strategies as st
+from reverts import reverts
 from settings import few
 from typed_data import Charge, settlement, sign
 
@@ -167,7 +168,7 @@ def test_settle__signed_for_another_platform__reverts(vault, register, fund, sig
     other = register(b"\x0b" * 32)
     account = fund(10**6, platform=other)
     _, *arguments = signed(Charge(account, 1, CENT))
-    with ape.reverts(vault.NotAMeter, platform=other):
+    with reverts(vault.NotAMeter, platform=other):
         vault.settle(other, *arguments, sender=relayer)
 
 
@@ -176,7 +177,7 @@ def test_settle__signed_for_another_vault__reverts(
 ):
     other = admin.deploy(project.CreditVault, token)
     register(SALT, vault=other)
-    with ape.reverts(other.NotAMeter):
+    with reverts(other.NotAMeter):
         other.settle(*signed(Charge(account, 1, CENT)), sender=relayer)
 
 
@@ -198,12 +199,12 @@ def test_settle__hostile_platform_signs_for_another__reverts(
 ):
     account = fund(10**6)
     register(SALT, owner=stranger, meter=other_meter.address)
-    with ape.reverts(vault.NotAMeter, platform=platform, meter=other_meter.address):
+    with reverts(vault.NotAMeter, platform=platform, meter=other_meter.address):
         settle(Charge(account, 1, CENT), key=other_meter.key)
 
 
 def test_settle__platform_owner_signs__reverts(vault, platform, fund, settle, operator):
-    with ape.reverts(vault.NotAMeter, platform=platform, meter=operator.address):
+    with reverts(vault.NotAMeter, platform=platform, meter=operator.address):
         settle(Charge(fund(10**6), 1, CENT), key=operator.private_key)
 
 
@@ -221,7 +222,7 @@ def test_settle__relayer_changes_anything__reverts(vault, platform, fund, signed
         (platform, (first, second._replace(id=3)), deadline, signature),
         (platform, (first, second._replace(receiptHash=bytes(32))), deadline, signature),
     ):
-        with ape.reverts(vault.NotAMeter, platform=platform):
+        with reverts(vault.NotAMeter, platform=platform):
             vault.settle(*tampered, sender=relayer)
 
 
@@ -232,35 +233,35 @@ def test_settle__high_s__reverts(vault, fund, signed, relayer):
     *arguments, signature = signed(Charge(fund(10**6), 1, CENT))
     r, s, v = signature[:32], int.from_bytes(signature[32:64], "big"), signature[64]
     high = (CURVE_ORDER - s).to_bytes(32, "big")
-    with ape.reverts(vault.ECDSAInvalidSignatureS, s=high):
+    with reverts(vault.ECDSAInvalidSignatureS, s=high):
         vault.settle(*arguments, r + high + bytes([55 - v]), sender=relayer)
 
 
 @pytest.mark.parametrize("length", [0, 64, 66])
 def test_settle__signature_of_another_length__reverts(vault, fund, signed, relayer, length):
     *arguments, signature = signed(Charge(fund(10**6), 1, CENT))
-    with ape.reverts(vault.ECDSAInvalidSignatureLength, length=length):
+    with reverts(vault.ECDSAInvalidSignatureLength, length=length):
         vault.settle(*arguments, (signature + b"\x00")[:length], sender=relayer)
 
 
 def test_settle__compact_signature__reverts(vault, fund, signed, relayer):
     *arguments, signature = signed(Charge(fund(10**6), 1, CENT))
     vs = int.from_bytes(signature[32:64], "big") | (signature[64] - 27) << 255
-    with ape.reverts(vault.ECDSAInvalidSignatureLength, length=64):
+    with reverts(vault.ECDSAInvalidSignatureLength, length=64):
         vault.settle(*arguments, signature[:32] + vs.to_bytes(32, "big"), sender=relayer)
 
 
 @pytest.mark.parametrize("v", [0, 1, 26, 29, 255])
 def test_settle__other_v__reverts(vault, fund, signed, relayer, v):
     *arguments, signature = signed(Charge(fund(10**6), 1, CENT))
-    with ape.reverts(vault.ECDSAInvalidSignature):
+    with reverts(vault.ECDSAInvalidSignature):
         vault.settle(*arguments, signature[:64] + bytes([v]), sender=relayer)
 
 
 def test_settle__zero_signature__reverts(vault, fund, signed, relayer):
     *arguments, _ = signed(Charge(fund(10**6), 1, CENT))
     for signature in (bytes(65), bytes(64) + b"\x1b"):
-        with ape.reverts(vault.ECDSAInvalidSignature):
+        with reverts(vault.ECDSAInvalidSignature):
             vault.settle(*arguments, signature, sender=relayer)
 
 
@@ -274,7 +275,7 @@ def test_settle__at_the_deadline__settles_and_a_second_later_reverts(
     arguments = signed(Charge(fund(10**6), 1, CENT), deadline=deadline)
     with isolate():
         at(deadline + 1)
-        with ape.reverts(vault.DeadlinePassed, deadline=deadline, timestamp=deadline + 1):
+        with reverts(vault.DeadlinePassed, deadline=deadline, timestamp=deadline + 1):
             vault.settle(*arguments, sender=relayer)
     at(deadline)
     assert vault.settle(*arguments, sender=relayer).events.filter(vault.Charged)
@@ -287,21 +288,21 @@ def test_settle__deadline_an_hour_ahead__settles_and_a_second_more_reverts(
     deadline = arguments[2]
     with isolate():
         at(deadline - HOUR - 1)
-        with ape.reverts(vault.DeadlineTooFar, deadline=deadline, max=deadline - 1):
+        with reverts(vault.DeadlineTooFar, deadline=deadline, max=deadline - 1):
             vault.settle(*arguments, sender=relayer)
     at(deadline - HOUR)
     assert vault.settle(*arguments, sender=relayer).events.filter(vault.Charged)
 
 
 def test_settle__no_charges__reverts(vault, settle):
-    with ape.reverts(vault.EmptyBatch):
+    with reverts(vault.EmptyBatch):
         settle()
 
 
 def test_settle__thousand_charges__settle_and_one_more_reverts(vault, fund, settle, balance_of):
     account = fund(10**6)
     charges = [Charge(account, id_, 1) for id_ in range(1_001)]
-    with ape.reverts(vault.BatchTooLarge, charges=1_001, max=1_000):
+    with reverts(vault.BatchTooLarge, charges=1_001, max=1_000):
         settle(*charges, signature=bytes(65))
     settle(*charges[1:])
     assert balance_of(account) == USD - 1_000
@@ -352,7 +353,7 @@ def test_settle__bits_above_a_field__reverts_although_signed(
     clean = [bytes(account), word(1), word(CENT), bytes(32)]
     dirty = [*clean]
     dirty[{"id": 1, "amount": 2}[field]] = b"\x80" + dirty[{"id": 1, "amount": 2}[field]][1:]
-    with ape.reverts():
+    with reverts(None):
         submit(dirty)
     assert balance_of(account) == USD
     submit(clean)

@@ -1,6 +1,6 @@
-import ape
 import pytest
 from conftest import LABEL, MAX_TOKENS, SALT, USD, ZERO_ADDRESS
+from reverts import reverts
 
 
 @pytest.fixture
@@ -48,13 +48,13 @@ def test_sweep__platform_held_account__credited(vault, platform, stranger, send,
 
 def test_sweep__into_another_account__takes_nothing(vault, token, platform, user, stranger, source, send):
     send(source, 10**6)
-    with ape.reverts(vault.ZeroAmount):
+    with reverts(vault.ZeroAmount):
         vault.sweep(platform, stranger, LABEL, sender=stranger)
     assert token.balanceOf(source) == 10**6
 
 
 def test_sweep__nothing_there__reverts(vault, platform, user):
-    with ape.reverts(vault.ZeroAmount):
+    with reverts(vault.ZeroAmount):
         vault.sweep(platform, user, LABEL, sender=user)
 
 
@@ -63,7 +63,7 @@ def test_sweep__platform_not_yet_registered__the_tokens_wait(
 ):
     platform = vault.platformId(stranger, SALT)
     send(vault.depositAddress(platform, user, LABEL), 10**6)
-    with ape.reverts(vault.UnknownPlatform, platform=platform):
+    with reverts(vault.UnknownPlatform, platform=platform):
         vault.sweep(platform, user, LABEL, sender=user)
     register(SALT, owner=stranger)
     vault.sweep(platform, user, LABEL, sender=user)
@@ -72,7 +72,7 @@ def test_sweep__platform_not_yet_registered__the_tokens_wait(
 
 def test_sweep__more_than_fits__reverts(vault, platform, user, source, send):
     send(source, MAX_TOKENS + 1)
-    with ape.reverts(vault.AmountTooLarge, tokens=MAX_TOKENS + 1, max=MAX_TOKENS):
+    with reverts(vault.AmountTooLarge, tokens=MAX_TOKENS + 1, max=MAX_TOKENS):
         vault.sweep(platform, user, LABEL, sender=user)
 
 
@@ -91,7 +91,7 @@ def test_deposit_address__anybody_but_the_vault__reverts(project, vault, token, 
     clone = project.DepositAddress.at(source)
     assert clone.vault() == vault.address
     send(source, 10**6)
-    with ape.reverts(clone.NotVault, caller=user.address, vault=vault.address):
+    with reverts(clone.NotVault, caller=user.address, vault=vault.address):
         clone.send(token, user, 10**6, sender=user)
 
 

@@ -1,9 +1,9 @@
 """TestUSDC behaves like Circle's FiatTokenV2_2."""
 
-import ape
 import pytest
 from conftest import HOUR, ZERO_ADDRESS
 from eth_account import Account
+from reverts import reverts
 from typed_data import sign
 
 NONCE = b"\x11" * 32
@@ -84,23 +84,23 @@ def test_mint_and_burn__by_the_minter__move_the_supply(token, admin, user):
 
 
 def test_mint_and_burn__not_allowed__revert(token, admin, user):
-    with ape.reverts("FiatToken: caller is not a minter"):
+    with reverts("FiatToken: caller is not a minter"):
         token.mint(user, 1, sender=user)
-    with ape.reverts("FiatToken: mint to the zero address"):
+    with reverts("FiatToken: mint to the zero address"):
         token.mint(ZERO_ADDRESS, 1, sender=admin)
-    with ape.reverts("FiatToken: mint amount not greater than 0"):
+    with reverts("FiatToken: mint amount not greater than 0"):
         token.mint(user, 0, sender=admin)
-    with ape.reverts("FiatToken: burn amount not greater than 0"):
+    with reverts("FiatToken: burn amount not greater than 0"):
         token.burn(0, sender=admin)
-    with ape.reverts("FiatToken: burn amount exceeds balance"):
+    with reverts("FiatToken: burn amount exceeds balance"):
         token.burn(1, sender=admin)
 
 
 def test_transfer__more_than_there_is__reverts(token, admin, user):
     token.mint(user, 10, sender=admin)
-    with ape.reverts("ERC20: transfer amount exceeds balance"):
+    with reverts("ERC20: transfer amount exceeds balance"):
         token.transfer(admin, 11, sender=user)
-    with ape.reverts("ERC20: transfer to the zero address"):
+    with reverts("ERC20: transfer to the zero address"):
         token.transfer(ZERO_ADDRESS, 1, sender=user)
 
 
@@ -110,7 +110,7 @@ def test_transfer_from__uses_up_even_the_largest_allowance(token, admin, user, s
     token.transferFrom(user, stranger, 4, sender=stranger)
     assert token.allowance(user, stranger) == 2**256 - 5
     token.approve(stranger, 3, sender=user)
-    with ape.reverts("ERC20: transfer amount exceeds allowance"):
+    with reverts("ERC20: transfer amount exceeds allowance"):
         token.transferFrom(user, stranger, 4, sender=stranger)
 
 
@@ -118,9 +118,9 @@ def test_allowance__increased_and_decreased(token, user, stranger):
     token.increaseAllowance(stranger, 5, sender=user)
     tx = token.decreaseAllowance(stranger, 2, sender=user)
     assert tx.events == [token.Approval(owner=user, spender=stranger, value=3)]
-    with ape.reverts("ERC20: decreased allowance below zero"):
+    with reverts("ERC20: decreased allowance below zero"):
         token.decreaseAllowance(stranger, 4, sender=user)
-    with ape.reverts("ERC20: approve to the zero address"):
+    with reverts("ERC20: approve to the zero address"):
         token.approve(ZERO_ADDRESS, 1, sender=user)
 
 
@@ -138,10 +138,10 @@ def test_pause__stops_everything_that_moves_or_promises(token, admin, user, hold
         lambda: token.receiveWithAuthorization(*authorization, bytes(65), sender=user),
         lambda: token.cancelAuthorization(holder.address, NONCE, bytes(65), sender=user),
     ):
-        with ape.reverts("Pausable: paused"):
+        with reverts("Pausable: paused"):
             call()
     assert token.unpause(sender=admin).events == [token.Unpause()]
-    with ape.reverts("Pausable: caller is not the pauser"):
+    with reverts("Pausable: caller is not the pauser"):
         token.pause(sender=user)
 
 
@@ -156,11 +156,11 @@ def test_blacklist__stops_transfers_either_way_but_no_approval(token, admin, use
         lambda: token.mint(user, 1, sender=admin),
         lambda: token.transfer(token, 0, sender=stranger),
     ):
-        with ape.reverts("Blacklistable: account is blacklisted"):
+        with reverts("Blacklistable: account is blacklisted"):
             call()
     assert token.unBlacklist(user, sender=admin).events == [token.UnBlacklisted(account=user)]
     token.transfer(stranger, 1, sender=user)
-    with ape.reverts("Blacklistable: caller is not the blacklister"):
+    with reverts("Blacklistable: caller is not the blacklister"):
         token.blacklist(stranger, sender=user)
 
 
@@ -179,7 +179,7 @@ def test_transfer_with_authorization__anybody_submits(
         token.Transfer(**{"from": holder.address, "to": user, "value": 10**6}),
     ]
     assert token.authorizationState(holder.address, NONCE)
-    with ape.reverts("FiatTokenV2: authorization is used or canceled"):
+    with reverts("FiatTokenV2: authorization is used or canceled"):
         token.transferWithAuthorization(*authorization, *signature, sender=stranger)
 
 
@@ -189,7 +189,7 @@ def test_receive_with_authorization__only_the_payee_submits(
 ):
     signature = signed("ReceiveWithAuthorization", *authorization)
     signature = (signature,) if form == "bytes" else split(signature)
-    with ape.reverts("FiatTokenV2: caller must be the payee"):
+    with reverts("FiatTokenV2: caller must be the payee"):
         token.receiveWithAuthorization(*authorization, *signature, sender=stranger)
     token.receiveWithAuthorization(*authorization, *signature, sender=user)
     assert token.balanceOf(user) == 10**6
@@ -205,7 +205,7 @@ def test_cancel_authorization__sets_the_state_and_moves_nothing(
     assert tx.events == [token.AuthorizationCanceled(authorizer=holder.address, nonce=NONCE)]
     assert token.authorizationState(holder.address, NONCE)
     assert token.balanceOf(holder.address) == 10**6
-    with ape.reverts("FiatTokenV2: authorization is used or canceled"):
+    with reverts("FiatTokenV2: authorization is used or canceled"):
         token.cancelAuthorization(holder.address, NONCE, *signature, sender=stranger)
 
 
@@ -215,7 +215,7 @@ def test_transfer_with_authorization__contract_wallet__its_word_counts(
     wallet = admin.deploy(project.ContractWallet, holder.address)
     token.mint(wallet, 10**6, sender=admin)
     authorization = [wallet.address, user.address, 10**6, 0, BEFORE, NONCE]
-    with ape.reverts("FiatTokenV2: invalid signature"):
+    with reverts("FiatTokenV2: invalid signature"):
         token.transferWithAuthorization(*authorization, bytes(65), sender=user)
     signature = signed("TransferWithAuthorization", *authorization)
     token.transferWithAuthorization(*authorization, signature, sender=user)
@@ -237,7 +237,7 @@ def test_transfer_with_authorization__wrong_signature__reverts(token, user, stra
             "FiatTokenV2: invalid signature",
         ),
     ):
-        with ape.reverts(reason):
+        with reverts(reason):
             token.transferWithAuthorization(*authorization, wrong, sender=user)
 
 
@@ -253,7 +253,7 @@ def test_permit__approves_once(token, holder, user, stranger, signed, now, form)
     tx = token.permit(*permit, sender=stranger)
     assert tx.events == [token.Approval(owner=holder.address, spender=user, value=5)]
     assert (token.allowance(holder.address, user), token.nonces(holder.address)) == (5, 1)
-    with ape.reverts("EIP2612: invalid signature"):
+    with reverts("EIP2612: invalid signature"):
         token.permit(*permit, sender=stranger)
 
 
@@ -264,7 +264,7 @@ def test_permit__at_its_deadline__approves_and_a_second_later_reverts(
     signature = signed("Permit", holder.address, user.address, 5, 0, deadline)
     with isolate():
         at(deadline + 1)
-        with ape.reverts("FiatTokenV2: permit is expired"):
+        with reverts("FiatTokenV2: permit is expired"):
             token.permit(holder.address, user, 5, deadline, signature, sender=user)
     at(deadline)
     token.permit(holder.address, user, 5, deadline, signature, sender=user)

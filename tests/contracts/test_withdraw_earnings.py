@@ -1,6 +1,6 @@
-import ape
 import pytest
 from conftest import CENT, MAX_TOKENS, SALT, USD
+from reverts import reverts
 from typed_data import Charge
 
 
@@ -25,13 +25,13 @@ def test_withdraw_earnings__all_whole_units__keeps_the_rest(vault, platform, ope
 
 
 def test_withdraw_earnings__one_unit_too_much__reverts(vault, platform, operator, earned):
-    with ape.reverts(vault.ExceedsEarnings, amount=50 * CENT + 10**6, available=50 * CENT + 1):
+    with reverts(vault.ExceedsEarnings, amount=50 * CENT + 10**6, available=50 * CENT + 1):
         vault.withdrawEarnings(platform, 500_001, sender=operator)
 
 
 def test_withdraw_earnings__of_another_platform__untouched(vault, register, stranger, earned, earnings):
     hostile = register(SALT, owner=stranger)
-    with ape.reverts(vault.ExceedsEarnings, amount=10**6, available=0):
+    with reverts(vault.ExceedsEarnings, amount=10**6, available=0):
         vault.withdrawEarnings(hostile, 1, sender=stranger)
     assert earnings() == 50 * CENT + 1
 
@@ -39,17 +39,17 @@ def test_withdraw_earnings__of_another_platform__untouched(vault, register, stra
 @pytest.mark.parametrize("caller", ["stranger", "treasury", "relayer"])
 def test_withdraw_earnings__not_the_owner__reverts(vault, platform, earned, request, caller):
     caller = request.getfixturevalue(caller)
-    with ape.reverts(vault.NotPlatformOwner, platform=platform, caller=caller.address):
+    with reverts(vault.NotPlatformOwner, platform=platform, caller=caller.address):
         vault.withdrawEarnings(platform, 1, sender=caller)
 
 
 def test_withdraw_earnings__nothing__reverts(vault, platform, operator, earned):
-    with ape.reverts(vault.ZeroAmount):
+    with reverts(vault.ZeroAmount):
         vault.withdrawEarnings(platform, 0, sender=operator)
 
 
 def test_withdraw_earnings__more_than_fits__reverts(vault, platform, operator):
-    with ape.reverts(vault.AmountTooLarge, tokens=MAX_TOKENS + 1, max=MAX_TOKENS):
+    with reverts(vault.AmountTooLarge, tokens=MAX_TOKENS + 1, max=MAX_TOKENS):
         vault.withdrawEarnings(platform, MAX_TOKENS + 1, sender=operator)
 
 
@@ -57,7 +57,7 @@ def test_withdraw_earnings__payout_is_blacklisted__stays_earned(
     vault, token, platform, operator, treasury, admin, earned, earnings
 ):
     token.blacklist(treasury, sender=admin)
-    with ape.reverts("Blacklistable: account is blacklisted"):
+    with reverts("Blacklistable: account is blacklisted"):
         vault.withdrawEarnings(platform, 1, sender=operator)
     assert earnings() == 50 * CENT + 1
 
