@@ -28,6 +28,7 @@ from waterfall.signers import Signer
 log = structlog.get_logger()
 
 _NOT_FOUND, _NOT_ALLOWED = 404, 405
+_CUT_SECONDS = 5
 
 
 class Gateway:
@@ -104,11 +105,12 @@ class Gateway:
         leases = asyncio.create_task(self.calls.renew_leases())
         yield
         await self.calls.drain(self._settings.drain_seconds)
+        for upstream in self._upstreams.values():
+            await upstream.close()  # cuts what still runs, which then ends as cut
+        await self.calls.drain(_CUT_SECONDS)
         leases.cancel()
         with suppress(asyncio.CancelledError):
             await leases
-        for upstream in self._upstreams.values():
-            await upstream.close()
 
     # ── Routes ───────────────────────────────────────────────────────────────────────────────────────
 

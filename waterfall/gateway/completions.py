@@ -297,8 +297,6 @@ class _Relay:
         """
         async with self._limit:
             self._limited = True
-            if self._left:
-                self._begin_limit()
             try:
                 yield
             finally:
@@ -333,10 +331,7 @@ class _Relay:
             self._queue.get_nowait()
         self._queue.put_nowait(None)
         if self._limited:
-            self._begin_limit()
-
-    def _begin_limit(self) -> None:
-        self._limit.reschedule(asyncio.get_running_loop().time() + self._drain_seconds)
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._drain_seconds)
 
 
 class StreamAnswer(Response):
