@@ -207,9 +207,11 @@ class PlatformView(BaseModel):
     head_timestamp: int | None
 
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 402, 403, 404, 409, 413, 503)
-}
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """A route's errors as OpenAPI documents them; whatever else goes wrong has the same format."""
+    return {**{status: {"model": ErrorBody} for status in statuses}, "default": {"model": ErrorBody}}
+
+
 _IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 
 
@@ -246,7 +248,7 @@ async def _platform(who: Anyone) -> Access:
 
 Platform = Annotated[Access, Depends(_platform)]
 
-router = APIRouter(prefix="/api", responses=_ERRORS)
+router = APIRouter(prefix="/api", responses=errors(400, 401, 402, 403, 404, 409, 413, 503))
 
 
 async def _shown(here: Office, account: str) -> AccountView:

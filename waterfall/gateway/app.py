@@ -69,7 +69,7 @@ class Gateway:
         self.app = self._app(label_salt)
 
     def _app(self, label_salt: bytes) -> FastAPI:
-        app = FastAPI(
+        app = _Documented(
             title="Waterfall",
             version=__version__,
             summary="LLM calls, each checked against an on-chain wallet, metered, priced and settled.",
@@ -81,19 +81,22 @@ class Gateway:
         app.add_exception_handler(RequestValidationError, _on_invalid_request)
         app.add_exception_handler(HTTPException, _on_http_exception)
         app.add_exception_handler(Exception, _on_failure)
-        errors: dict[int | str, dict[str, Any]] = {
-            status: {"model": admin.ErrorBody} for status in (400, 401, 402, 404, 413, 502, 503, 504)
-        }
         app.add_api_route(
             "/v1/chat/completions",
             self._chat_completions,
             methods=["POST"],
             response_class=Response,
-            responses=errors,
+            responses=admin.errors(400, 401, 402, 403, 404, 409, 413, 502, 503, 504),
             openapi_extra=_CHAT_OPENAPI,
         )
-        app.add_api_route("/v1/models", self._list_models, methods=["GET"])
-        app.add_api_route("/healthz", self._health, methods=["GET"])
+        app.add_api_route("/v1/models", self._list_models, methods=["GET"], responses=admin.errors(401))
+        app.add_api_route(
+            "/healthz",
+            self._health,
+            methods=["GET"],
+            responses={503: {"description": "Something needs a person."}},
+            openapi_extra={"security": []},
+        )
         app.include_router(admin.router)
         app.state.office = admin.Office(self._ledger, self.calls, self.models, label_salt)
         return app
@@ -147,8 +150,18 @@ class Gateway:
         return JSONResponse(body, status_code=200 if healthy else 503)
 
 
+class _Documented(FastAPI):
+    """The application with its keys in the OpenAPI document."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document."""
+        document = super().openapi()
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+        return document
+
+
 _CHAT_OPENAPI = {
-    "security": [{"key": []}],
     "parameters": [
         {
             "name": "X-Waterfall-Account",
