@@ -212,6 +212,13 @@ async def test_meter__partial_usage_of_a_stream_that_was_cut__is_not_trusted(dat
     assert meter.result() == counted(2)
 
 
+async def test_meter__placeholder_with_output_after_it__is_not_the_last_word():
+    placeholder = {"choices": [], "usage": {"prompt_tokens": 12, "completion_tokens": 0}}
+    _, _, meter = await metered(sse(placeholder), *WHOLE[:4], DONE)
+    assert meter.done
+    assert meter.result() == counted(2)
+
+
 async def test_meter__cut_between_usage_and_done__is_charged_as_reported():
     _, _, meter = await metered(*WHOLE[:5])
     assert not meter.done
