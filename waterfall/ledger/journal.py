@@ -337,17 +337,26 @@ def lose_open_holds(tx: Transaction, reason: str, *, lease_before: int | None = 
     return len(rows)
 
 
-def retry_rejected(tx: Transaction, before: int) -> None:
-    """Queue charges again that a window limit rejected before this time (Unix milliseconds): windows turn.
+def retry_rejected(tx: Transaction, block_time: int) -> None:
+    """Queue charges again that a window limit rejected and whose window has turned since.
 
     Those that another limit or the balance rejected are queued again when that changes, see `projection`.
     """
-    table = schema.charges
-    tx.run(
-        table.update()
-        .where(table.c.state == "rejected", table.c.reason == "max_per_window", table.c.settled_at < before)
-        .values(**QUEUED_AGAIN)
+    table, wallets = schema.charges, schema.wallets
+    query = (
+        sa.select(table.c.sequence, table.c.amount, wallets)
+        .join(wallets, wallets.c.account == table.c.account)
+        .where(table.c.state == "rejected", table.c.reason == "max_per_window")
     )
+    turned = [
+        {"its_sequence": row.sequence}
+        for row in tx.run(query)
+        if row.window_seconds is None
+        or (block_time // row.window_seconds > row.window and row.amount <= row.max_per_window)
+    ]
+    if turned:
+        its = table.c.sequence == sa.bindparam("its_sequence")
+        tx.run(table.update().where(its).values(**QUEUED_AGAIN), turned)
 
 
 def recount(tx: Transaction) -> list[str]:

@@ -23,7 +23,6 @@ log = structlog.get_logger()
 _SLOWEST_RETRY_SECONDS = 10
 _MOST_DOUBLINGS = 20
 _HOUSEKEEPING_SECONDS = 15
-_SHORTEST_WINDOW_MS = 60_000
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,9 @@ class Relayer:
         lost = await self._ledger.write(
             lambda tx: journal.lose_open_holds(tx, "its call was abandoned", lease_before=now_ms())
         )
-        await self._ledger.write(lambda tx: journal.retry_rejected(tx, now_ms() - _SHORTEST_WINDOW_MS))
+        head = self._ledger.head
+        if head is not None:
+            await self._ledger.write(lambda tx: journal.retry_rejected(tx, head.block.timestamp))
         if lost:
             log.error("holds lost", count=lost)
         if not self.halted:
