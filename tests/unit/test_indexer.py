@@ -397,7 +397,7 @@ class Story:
 
 
 @given(st.lists(EVENTS, max_size=20), st.sampled_from([0, 5]))
-@settings(max_examples=50)
+@settings(max_examples=25)
 def test_step__any_history__ends_at_what_the_vault_holds(history, blocks):
     async def scenario(folder):
         story = Story(f"sqlite:///{folder}/waterfall.db", blocks)

@@ -329,18 +329,38 @@ async def test_charge__signing_fails__nothing_is_held(desk):
 # ── Retry and recount ────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_retry_rejected__by_the_window__after_it_turned(desk):
-    charges = [await desk.charge(5) for _ in range(2)]
-    reasons = Rejection.MAX_PER_WINDOW, Rejection.MAX_PER_CHARGE
-    await desk.apply(
-        block(2), *(rejected(charge, reason) for charge, reason in zip(charges, reasons, strict=True))
-    )
-    assert await desk.states() == ["rejected", "rejected"]
-    await desk.ledger.write(lambda tx: journal.retry_rejected(tx, journal.now_ms() - 60_000))
-    assert await desk.states() == ["rejected", "rejected"]
-    await desk.ledger.write(lambda tx: journal.retry_rejected(tx, journal.now_ms() + 1))
-    assert await desk.states() == ["queued", "rejected"]
-    assert await reserved(desk) == (0, 10)
+WINDOW = 3600
+TURN = (BLOCK_TIME // WINDOW + 1) * WINDOW  # the second at which the next window begins
+
+
+async def retry(desk, block_time):
+    await desk.ledger.write(lambda tx: journal.retry_rejected(tx, block_time))
+    return await desk.states()
+
+
+async def test_retry_rejected__by_the_window__not_before_it_has_turned(desk):
+    charges = [await desk.charge(n) for n in (8, 5)]
+    policy = Policy(max_per_window=10, window_seconds=WINDOW)
+    await desk.apply(block(2, BLOCK_TIME + 1), policy_set(ACCOUNT, policy), charged(charges[0]))
+    await desk.apply(block(3, BLOCK_TIME + 2), rejected(charges[1], Rejection.MAX_PER_WINDOW))
+    assert await retry(desk, TURN - 1) == ["settled", "rejected"]
+    assert await retry(desk, TURN) == ["settled", "queued"]
+    assert await reserved(desk) == (0, 5)
+
+
+async def test_retry_rejected__larger_than_a_whole_window__waits_for_another_policy(desk):
+    charge = await desk.charge(11)
+    policy = Policy(max_per_window=10, window_seconds=WINDOW)
+    await desk.apply(block(2), policy_set(ACCOUNT, policy), rejected(charge, Rejection.MAX_PER_WINDOW))
+    assert await retry(desk, TURN + 10 * WINDOW) == ["rejected"]
+    await desk.apply(block(3), policy_set(ACCOUNT, Policy(max_per_window=11, window_seconds=WINDOW)))
+    assert await desk.states() == ["queued"]
+
+
+async def test_retry_rejected__by_anything_else__is_left_alone(desk):
+    charge = await desk.charge(5)
+    await desk.apply(block(2), rejected(charge, Rejection.BALANCE))
+    assert await retry(desk, TURN + WINDOW) == ["rejected"]
 
 
 async def test_recount__sums_that_drifted__are_derived_anew_and_named(desk):

@@ -568,7 +568,7 @@ class Story:
 
 
 @given(st.lists(EVENTS, max_size=40))
-@settings(max_examples=20)
+@settings(max_examples=15)
 def test_relay__any_storm__every_charge_is_settled_exactly_once(history):
     async def scenario(folder, clock):
         story = Story(f"sqlite:///{folder}/waterfall.db", clock)

@@ -270,16 +270,16 @@ async def test_keep_house__halted__the_reason_stays(ledger, relayer, now):
         ledger.block_time(60)
 
 
-async def test_keep_house__rejected_by_its_window__is_queued_again(ledger, relayer, now):
+async def test_keep_house__rejected_by_its_window__is_queued_again_when_that_turns(ledger, chain, relayer):
     desk = Desk(ledger, METER)
     charge = await desk.charge(5)
-    await desk.apply(
-        block(2),
-        policy_set(ACCOUNT, Policy(max_per_window=1, window_seconds=60)),
-        rejected(charge, Rejection.MAX_PER_WINDOW),
-    )
+    now = chain.head.timestamp
+    left_out = rejected(charge, Rejection.MAX_PER_WINDOW)
+    spent = charged(charge, id=1, amount=9)  # of another ledger, in the same window
+    policy = Policy(max_per_window=10, window_seconds=60)
+    await desk.apply(block(2, now), policy_set(ACCOUNT, policy), spent, left_out)
     await keep_house(relayer)
     assert await desk.states() == ["rejected"]
-    now.ahead = 61_000
+    await desk.apply(block(3, now + 60))
     await keep_house(relayer)
     assert await desk.states() == ["queued"]
