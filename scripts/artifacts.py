@@ -13,20 +13,33 @@ from typing import Any
 import click
 from ape import compilers, project
 
-CONTRACTS = ("CreditVault", "DepositAddress", "TestUSDC")
+SOURCES = {
+    "CreditVault": "CreditVault.sol",
+    "DepositAddress": "DepositAddress.sol",
+    "TestUSDC": "mocks/TestUSDC.sol",
+}
 FOLDER = Path(__file__).resolve().parent.parent / "waterfall" / "chain" / "artifacts"
 
 
 def build(name: str) -> dict[str, Any]:
-    """The artifact of one contract, compiled from the sources as they are now."""
-    contract = project.contracts[name]
-    compiler = next(used for used in project.manifest.compilers if name in used.contractTypes)
-    settings = {key: compiler.settings[key] for key in sorted(compiler.settings) if key != "outputSelection"}
+    """The artifact of one contract, compiled from the sources as they are now.
+
+    It is compiled alone with what it imports: through the IR, solc's code also depends on what else is compiled
+    in the same run.
+    """
+    solidity = compilers.get_compiler("solidity")
+    source = project.path / "contracts" / SOURCES[name]
+    contract = next(found for found in solidity.compile([source], project=project) if found.name == name)
+    ((version, settings),) = solidity.get_compiler_settings([source], project=project).items()
     return {
         "contractName": name,
         "sourceName": contract.source_id,
         "sourceHash": source_hash(contract.source_id),
-        "compiler": {"name": "solc", "version": compiler.version, "settings": settings},
+        "compiler": {
+            "name": "solc",
+            "version": str(version),
+            "settings": {key: settings[key] for key in sorted(settings) if key != "outputSelection"},
+        },
         "abi": [item.model_dump(mode="json", by_alias=True, exclude_none=True) for item in contract.abi],
         "bytecode": _hex(contract.deployment_bytecode.bytecode),
         "deployedBytecode": _hex(contract.runtime_bytecode.bytecode),
@@ -56,8 +69,7 @@ def _hex(code: str) -> str:
 @click.command()
 def cli() -> None:
     """Write the artifacts."""
-    project.load_contracts()
-    for name in CONTRACTS:
+    for name in SOURCES:
         file = FOLDER / f"{name}.json"
         file.write_text(text(build(name)))
         print(file.relative_to(project.path))
