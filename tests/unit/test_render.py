@@ -50,7 +50,7 @@ def test_error_body__a_fact_named_like_ours__never_replaces_code_or_message():
     ],
     ids=lambda value: getattr(value, "code", None),
 )
-def test_error_response__says_when_sending_again_is_wrong(error, status, again, after):
+def test_error_response__any_error__says_when_sending_again_is_wrong(error, status, again, after):
     response = error_response(error)
     assert response.status_code == status
     assert response.headers.get("x-should-retry") == again

@@ -31,7 +31,7 @@ def test_local_signer__signature__recovers_to_its_address_with_low_s(key, digest
     assert signature[64] - 27 == expected.v
 
 
-def test_local_signer__is_a_signer():
+def test_local_signer__any_key__is_a_signer():
     assert isinstance(LocalSigner(KEY), Signer)
 
 
