@@ -50,6 +50,7 @@ class _Waiting:
             return
         if self.error is not None:
             self.future.set_exception(self.error)
+            self.future.exception()  # a waiter that was cancelled never asks for it, and asyncio would complain
         else:
             self.future.set_result(self.result)
 
