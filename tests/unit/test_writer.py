@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -208,6 +209,8 @@ async def test_run__transaction_ended_by_the_database__fails_the_whole_group(wri
 
 
 async def test_run__waiter_cancelled__its_operation_is_durable_all_the_same(writer, notes):
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     async with Gate(writer):
         task = asyncio.create_task(writer.run(note("a")))
         failing = asyncio.create_task(writer.run(note("b", ValueError("unseen"))))
@@ -218,6 +221,9 @@ async def test_run__waiter_cancelled__its_operation_is_durable_all_the_same(writ
         await task
     await writer.run(note("z"))
     assert notes() == ["a", "z"]
+    del task, failing
+    gc.collect()
+    assert complaints == []
 
 
 async def test_run__event_loop_of_a_waiter_is_gone__the_writer_goes_on(writer, notes):
