@@ -114,7 +114,7 @@ async def test_child__writes__only_to_its_log(tmp_path, capfd):
 
 
 async def test_child__dies_early__error_shows_the_end_of_its_log(tmp_path):
-    script = "import sys; [print('line', n) for n in range(100)]; sys.exit('no such port')"
+    script = "import sys; [print('line', n, flush=True) for n in range(100)]; sys.exit('no such port')"
     child = Child("child", [sys.executable, "-c", script], tmp_path)
     child.start()
     with pytest.raises(ProcessFailed, match="child ended with code 1") as failed:
