@@ -147,7 +147,7 @@ async def test_capture__twice__one_debit(desk):
 
 async def test_capture__more_than_the_hold__is_refused_and_undone(desk):
     held = await desk.hold(5)
-    with pytest.raises(LedgerError, match="larger than its hold"):
+    with pytest.raises(ValueError, match="larger than its hold"):
         await desk.capture(held, 6)
     assert await reserved(desk) == (5, 0)
     assert (await desk.call(held)).settlement.state == "held"

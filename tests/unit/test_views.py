@@ -185,3 +185,5 @@ async def test_oldest_unsettled__charges_waiting__when_the_first_was_captured(de
     assert await desk.ledger.read(views.oldest_unsettled) == times[0]
     await desk.apply(block(2), charged(charges[0]))
     assert await desk.ledger.read(views.oldest_unsettled) == times[1]
+    await desk.apply(block(3), rejected(charges[1]))
+    assert await desk.ledger.read(views.oldest_unsettled) is None

@@ -300,7 +300,10 @@ def totals(connection: sa.Connection) -> Totals:
 
 
 def oldest_unsettled(connection: sa.Connection) -> int | None:
-    """When the oldest charge that is not on the chain was captured, Unix milliseconds."""
+    """When the oldest charge that settlement still has to bring to the chain was captured, Unix milliseconds.
+
+    A rejected one was there: it waits for its own account, and no other account may stop for it.
+    """
     table = schema.charges
-    waiting = table.c.state.in_(("queued", "batched", "rejected"))
+    waiting = table.c.state.in_(("queued", "batched"))
     return connection.execute(sa.select(sa.func.min(table.c.captured_at)).where(waiting)).scalar()

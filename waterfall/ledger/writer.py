@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from waterfall.errors import LedgerError, WaterfallError
+from waterfall.errors import LedgerError
 
 T = TypeVar("T")
 _MOST_PER_COMMIT = 256
@@ -58,7 +59,7 @@ class _Waiting:
 class Writer:
     """Runs operations one after another and answers each after the commit that made it durable.
 
-    An operation that raises is undone alone. If the commit fails, every operation in it fails with
+    An operation that raises is undone alone; an error of the database becomes a `LedgerError`. If the commit fails, every operation in it fails with
     `LedgerError`: nothing is ever answered that is not durable.
     """
 
@@ -126,7 +127,8 @@ def _execute(transaction: Transaction, waiting: _Waiting) -> None:
     try:
         waiting.result = waiting.operation(transaction)
     except Exception as error:  # noqa: BLE001 - it belongs to the caller
-        waiting.error = error if isinstance(error, WaterfallError) else _as_ledger_error(error)
+        is_database = isinstance(error, sqlite3.Error | sa.exc.DBAPIError)
+        waiting.error = _as_ledger_error(error) if is_database else error
         transaction.hot("ROLLBACK TO operation")
     transaction.hot("RELEASE operation")
 
