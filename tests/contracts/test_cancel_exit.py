@@ -24,6 +24,16 @@ def test_cancel_exit__after_a_charge_drew_on_it__returns_what_is_left(
     assert balance_of(account) == 50 * CENT
 
 
+def test_cancel_exit__then_a_charge_beyond_the_balance__finds_no_exit(
+    vault, platform, user, fund, request_exit, settle, balance_of
+):
+    account = fund(10**6)
+    request_exit(600_000)
+    vault.cancelExit(platform, user, LABEL, sender=user)
+    assert settle(Charge(account, 1, USD + 1)).events.filter(vault.ChargeRejected)
+    assert balance_of(account) == USD
+
+
 def test_cancel_exit__then_request__does_not_remember_the_old_one(vault, platform, user, fund, request_exit):
     account = fund(10**6)
     request_exit(600_000)

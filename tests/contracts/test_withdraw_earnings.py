@@ -24,6 +24,14 @@ def test_withdraw_earnings__all_whole_units__keeps_the_rest(vault, platform, ope
     assert earnings() == 1
 
 
+def test_withdraw_earnings__to_the_last_unit__leaves_nothing(
+    vault, platform, operator, fund, settle, earnings
+):
+    settle(Charge(fund(10**6), 1, USD))
+    vault.withdrawEarnings(platform, 10**6, sender=operator)
+    assert earnings() == 0
+
+
 def test_withdraw_earnings__one_unit_too_much__reverts(vault, platform, operator, earned):
     with reverts(vault.ExceedsEarnings, amount=50 * CENT + 10**6, available=50 * CENT + 1):
         vault.withdrawEarnings(platform, 500_001, sender=operator)
