@@ -158,8 +158,6 @@ class Serving:
             cut = self._invalid(
                 f"its client left and it went on for more than {self._drain_seconds:g} seconds"
             )
-        if cut is not None and not relay.started.done():
-            raise cut
         return await self._capture(meter, cut)
 
     async def _capture(self, meter: "_StreamMeter", cut: WaterfallError | None) -> list[bytes]:
