@@ -6,7 +6,9 @@ import sqlite3
 
 import pytest
 from service import running, settings_for
+from sse import error_of, events_of
 
+from waterfall.ledger import journal
 from waterfall.money import format_usd, parse_usd
 
 DEPOSIT = 1_000_000
@@ -306,3 +308,27 @@ async def test_ledger__cannot_capture_what_its_client_left__charges_it_later(cli
         await upstream.until("answered", 1)
     assert (await client.ended(account))["cost"] == "0.000017"
     await client.check_books(account, DEPOSIT, "0.000017")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_hold__taken_for_abandoned_while_its_call_runs__is_lost_not_charged_not_tried_again(
+    client, upstream, stream
+):
+    account, key = await client.open_account(micro_usd=DEPOSIT)
+    upstream.permits = asyncio.Semaphore(0)
+    call = asyncio.create_task(client.chat(key, stream=stream))
+    await upstream.until("started", 1)
+    later = journal.now_ms() + 10**9  # as after a lease in which the process stood still
+    assert await client.ledger.write(lambda tx: journal.lose_open_holds(tx, "x", lease_before=later)) == 1
+    for _ in range(10):
+        upstream.permits.release()
+
+    status, body, headers = await call
+
+    if stream:
+        assert error_of(events_of(body))["code"] == "hold_not_open"
+    else:
+        assert (status, body["error"]["code"]) == (409, "hold_not_open")
+        assert headers["x-should-retry"] == "false"
+    assert (await client.ended(account))["status"] == "lost"
+    await client.check_books(account, DEPOSIT, "0")

@@ -490,6 +490,39 @@ async def test_stream__placeholder_usage_then_cut__is_not_trusted(client, upstre
     await client.check_books(account, DEPOSIT, "0.000002")
 
 
+async def test_stream__placeholder_usage_and_then_no_output__is_lost(client, upstream):
+    account, key = await client.open_account(micro_usd=DEPOSIT)
+    upstream.behaviour = streams(
+        lambda body: [chunk(body, choices=[], usage=usage(12, 0)), stream_chunks(body)[0]], "closed"
+    )
+
+    _, text, _ = await client.chat(key, stream=True)
+
+    assert error_of(events_of(text))["code"] == "upstream_invalid"
+    assert (await client.ended(account))["status"] == "lost"
+    await client.check_books(account, DEPOSIT, "0")
+
+
+@pytest.mark.parametrize("blank_line", [False, True])
+async def test_stream__ends_early_without_a_break__is_told_and_flagged(client, upstream, blank_line):
+    account, key = await client.open_account(micro_usd=DEPOSIT)
+
+    def unfinished(body: dict) -> list[bytes]:
+        first, second, third = stream_chunks(body)[:3]
+        return [first, second, third if blank_line else third.strip()]
+
+    upstream.behaviour = streams(unfinished)
+
+    _, text, _ = await client.chat(key, stream=True)
+
+    events = events_of(text)
+    assert pieces_of(events) == "Hello"
+    assert "cut before its end" in error_of(events)["message"]
+    call = await client.ended(account)
+    assert (call["cost"], call["receipt"]["receipt"]["complete"]) == ("0.000002", False)
+    await client.check_books(account, DEPOSIT, "0.000002")
+
+
 async def test_stream__placeholder_usage_and_no_other__is_not_trusted(client, upstream):
     account, key = await client.open_account(micro_usd=DEPOSIT)
     upstream.behaviour = streams(
@@ -507,12 +540,23 @@ async def test_stream__placeholder_usage_and_no_other__is_not_trusted(client, up
     await client.check_books(account, DEPOSIT, "0.000003")
 
 
-async def test_stream__usage_first__does_not_keep_what_follows_back(client, upstream):
+EARLY_USAGE = {
+    "first": lambda body: [chunk(body, choices=[], usage=usage(12, 0)), *stream_chunks(body)],
+    "in every chunk": lambda body: [
+        *(
+            chunk(body, choices=[delta({"content": piece})], usage=usage(12, n))
+            for n, piece in enumerate(("Hel", "lo", " there"))
+        ),
+        *stream_chunks(body)[-3:],
+    ],
+}
+
+
+@pytest.mark.parametrize("case", EARLY_USAGE)
+async def test_stream__usage_before_its_end__does_not_keep_what_follows_back(client, upstream, case):
     account, key = await client.open_account(micro_usd=DEPOSIT)
     upstream.permits = asyncio.Semaphore(3)
-    upstream.behaviour = streams(
-        lambda body: [chunk(body, choices=[], usage=usage(12, 0)), *stream_chunks(body)]
-    )
+    upstream.behaviour = streams(EARLY_USAGE[case])
 
     async with client.streaming(key) as response, asyncio.timeout(10):
         text = ""
@@ -523,8 +567,10 @@ async def test_stream__usage_first__does_not_keep_what_follows_back(client, upst
         text += (await response.read()).decode()
 
     assert pieces_of(events_of(text)) == "Hello there"
-    assert '"usage"' not in text
-    assert (await client.ended(account))["cost"] == FULL
+    assert '"choices": [],' not in text
+    call = await client.ended(account)
+    assert (call["cost"], call["receipt"]["receipt"]["complete"]) == (FULL, True)
+    await client.check_books(account, DEPOSIT, FULL)
 
 
 async def test_stream__usage_in_every_chunk__the_last_counts(client, upstream):
