@@ -28,7 +28,7 @@ from waterfall.signers import Signer
 log = structlog.get_logger()
 
 _NOT_FOUND, _NOT_ALLOWED = 404, 405
-_CUT_SECONDS = 5
+_CUT_SECONDS = 2
 
 
 class Gateway:

@@ -197,8 +197,13 @@ class Calls:
         """Run the part of a call that no vanished client may cancel."""
         task = asyncio.create_task(work)
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # its hold's end tells it; where nobody waits any more, asyncio would complain
 
     async def renew_leases(self) -> None:
         """Keep the holds of running calls from being taken for abandoned. Runs until cancelled."""

@@ -3,7 +3,7 @@
 import asyncio
 import io
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 
@@ -22,6 +22,7 @@ from waterfall.gateway.config import UpstreamSettings
 _KEEPALIVE_SECONDS = 4
 _CONNECTIONS = 1024
 _LARGE_BYTES = 2**20
+_CLOSE_SECONDS = 1
 
 
 class Upstream:
@@ -77,9 +78,11 @@ class Upstream:
             raise UpstreamInvalid(upstream=self.name, reason=f"the connection broke: {reason}") from error
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections. One that the provider takes nothing from is left to the end of the process."""
         if self._session is not None:
-            await self._session.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._session.close()
 
 
 def _payload(body: bytes) -> bytes | io.BytesIO:
