@@ -186,8 +186,11 @@ async def running(net: Net, settings: Settings) -> AsyncIterator[Client]:
         if service.done():
             service.result()
         # More connections than the default hundred: some tests open many at once.
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=30)
+        ) as session:
             yield Client(started.result().url, started.result().ledger, net, session)
     finally:
         service.cancel()
-        await asyncio.wait([service])
+        await asyncio.wait([service], timeout=30)
+        assert service.done(), "the service does not stop"

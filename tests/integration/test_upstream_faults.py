@@ -257,17 +257,6 @@ async def test_answer__status_201__is_an_answer(client, upstream):
     await client.check_books(account, DEPOSIT, FULL)
 
 
-async def test_cookies__of_an_upstream__are_not_sent_with_other_calls(client, upstream):
-    _, key = await client.open_account(micro_usd=DEPOSIT)
-    upstream.behaviour = answers(completion({"model": "micro"}), headers={"Set-Cookie": "who=ada; Path=/"})
-
-    await client.chat(key)
-    await client.chat(key)
-
-    assert [headers.get("Cookie") for headers in upstream.headers] == [None, None]
-    assert all(key not in str(headers) for headers in upstream.headers)
-
-
 # ── Streams ──────────────────────────────────────────────────────────────────────────────────────────
 
 

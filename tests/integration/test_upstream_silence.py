@@ -1,14 +1,16 @@
-"""Upstreams that are not there, or say nothing: each service waits 0.3 seconds for them."""
+"""Upstreams that are not there, say nothing, or need a service of their own to be seen."""
 
 import asyncio
+import contextlib
 import io
 import json
 import socket
 
+import aiohttp
 import pytest
 from service import running, settings_for
 from sse import error_of, events_of, pieces_of
-from upstream import ScriptedUpstream, deaf_server, stalls, stream_chunks, streams
+from upstream import ScriptedUpstream, answers, completion, deaf_server, stalls, stream_chunks, streams
 
 DEPOSIT = 1_000_000
 
@@ -44,25 +46,41 @@ async def test_upstream__silent__times_out_and_is_lost(net, upstream, tmp_path, 
         await client.check_books(account, DEPOSIT, "0")
 
 
+def large_request() -> io.BytesIO:
+    """More than the sockets' buffers take."""
+    messages = [{"role": "user", "content": "x" * 12_000_000}]
+    return io.BytesIO(json.dumps({"model": "micro", "messages": messages, "max_tokens": 1}).encode())
+
+
 async def test_upstream__deaf_to_a_large_request__times_out_and_is_lost(net, tmp_path):
     async with (
         deaf_server() as url,
         running(net, settings_for(url, tmp_path / "waterfall.db", timeout_seconds=0.3)) as client,
     ):
         account, key = await client.open_account(micro_usd=100 * DEPOSIT)
-        # More than the sockets' buffers take.
-        large = {
-            "model": "micro",
-            "messages": [{"role": "user", "content": "x" * 12_000_000}],
-            "max_tokens": 1,
-        }
-
         async with asyncio.timeout(20):
             status, body, _ = await client.request(
-                "POST", "/v1/chat/completions", key=key, data=io.BytesIO(json.dumps(large).encode())
+                "POST", "/v1/chat/completions", key=key, data=large_request()
             )
 
         assert (status, body["error"]["code"]) == (504, "upstream_timeout")
+        assert (await client.ended(account))["status"] == "lost"
+        await client.check_books(account, 100 * DEPOSIT, "0")
+
+
+async def test_service__stops_while_an_upstream_is_deaf__does_not_wait_for_it(net, tmp_path):
+    async with deaf_server() as url:
+        settings = settings_for(url, tmp_path / "waterfall.db", timeout_seconds=60, drain_seconds=0.3)
+        async with running(net, settings) as client:
+            account, key = await client.open_account(micro_usd=100 * DEPOSIT)
+            call = asyncio.create_task(
+                client.request("POST", "/v1/chat/completions", key=key, data=large_request())
+            )
+            await client.until(account["id"], lambda a: a["held"] != "0.00")
+        with contextlib.suppress(aiohttp.ClientError):
+            await call
+
+    async with running(net, settings) as client:
         assert (await client.ended(account))["status"] == "lost"
         await client.check_books(account, 100 * DEPOSIT, "0")
 
@@ -97,3 +115,28 @@ async def test_stream__stalled__ends_with_an_error_and_is_charged_as_far_as_it_c
         call = await client.ended(account)
         assert (call["status"] == "lost", call["cost"]) == ((False, "0.000002") if sent else (True, None))
         await client.check_books(account, DEPOSIT, call["cost"] or "0")
+
+
+async def test_stream__longer_than_any_limit_on_silence__is_not_cut(net, upstream, tmp_path):
+    upstream.behaviour = streams(lambda body: stream_chunks(body, "x" * 30))
+    upstream.pause = 0.08
+    settings = settings_for(upstream.base_url, tmp_path / "waterfall.db", timeout_seconds=0.5)
+    async with running(net, settings) as client:
+        account, key = await client.open_account(micro_usd=DEPOSIT)
+
+        _, text, _ = await client.chat(key, stream=True)
+
+        assert events_of(text)[-1] == "[DONE]"
+        await client.check_books(account, DEPOSIT, "0.000017")
+
+
+async def test_cookies__of_an_upstream__are_not_sent_with_other_calls(net, upstream, tmp_path):
+    url = upstream.base_url.replace("127.0.0.1", "localhost")  # no cookie is kept for a bare address
+    upstream.behaviour = answers(completion({"model": "micro"}), headers={"Set-Cookie": "who=ada; Path=/"})
+    async with running(net, settings_for(url, tmp_path / "waterfall.db")) as client:
+        _, key = await client.open_account(micro_usd=DEPOSIT)
+
+        assert [(await client.chat(key))[0] for _ in range(2)] == [200, 200]
+
+    assert [headers.get("Cookie") for headers in upstream.headers] == [None, None]
+    assert all(key not in str(headers) for headers in upstream.headers)
