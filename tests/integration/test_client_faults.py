@@ -302,7 +302,7 @@ async def test_call__cancelled_while_its_hold_is_taken__gives_it_back(client, up
         async with stopped_writer(client.ledger):
             task = direct.call(stream=stream)
             async with asyncio.timeout(10):
-                while client.ledger._writer._queue.qsize() == 0:  # noqa: SLF001 - the moment under test
+                while not direct.gateway.calls._running:  # noqa: SLF001 - the moment under test
                     await asyncio.sleep(0.005)
             await cancelled(task)
 
@@ -335,19 +335,26 @@ async def test_call__cancelled_while_the_upstream_works__is_charged_in_full(clie
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_call__cancelled_while_it_is_captured__is_charged_in_full(client, upstream, stream):
+async def test_call__cancelled_while_it_is_captured__is_charged_in_full(
+    client, upstream, stream, monkeypatch
+):
     account, key = await client.open_account(micro_usd=DEPOSIT)
     upstream.permits = asyncio.Semaphore(0)
+    capture, capturing = client.ledger.capture, asyncio.Event()
+
+    async def capture_seen(*arguments):
+        capturing.set()
+        return await capture(*arguments)
+
+    monkeypatch.setattr(client.ledger, "capture", capture_seen)
     async with Cancellable(client, upstream, key).running() as direct:
         task = direct.call(stream=stream)
         await upstream.until("started", 1)
         async with stopped_writer(client.ledger):
             for _ in range(CHUNKS):
                 upstream.permits.release()
-            await upstream.until("answered", 1)
             async with asyncio.timeout(10):
-                while client.ledger._writer._queue.qsize() == 0:  # noqa: SLF001 - the moment under test
-                    await asyncio.sleep(0.005)
+                await capturing.wait()
             await cancelled(task)
 
         call = await client.ended(account)

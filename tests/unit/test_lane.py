@@ -6,7 +6,7 @@ import pytest
 from fake_chain import SILENCE, After, FakeChain
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import ACCOUNT, CHAIN_ID, GAS, OTHER, OWNER, PLATFORM, USD, VAULT
+from making import ACCOUNT, CHAIN_ID, GAS, OTHER, OWNER, PLATFORM, USD, VAULT, word
 from relaying import ADA, BOB, CAP, Clock, Relay
 
 from waterfall.chain.rpc import RpcError
@@ -89,6 +89,20 @@ async def test_step__mined_but_not_projected__waits_for_the_projection(relay):
     assert await relay.lane.step() is False
     assert (await relay.in_flight()).nonce == 0
     await relay.index()
+    assert await relay.lane.step() is True
+    assert await relay.in_flight() is None
+
+
+async def test_step__receipt_of_a_block_that_the_projection_does_not_have__waits_for_it(relay):
+    """Two nodes behind one address differ while the chain is reorganised."""
+    await relay.desk.charge(1)
+    await relay.lane.step()
+    await relay.mine()
+    (waiting, _), *_ = relay.chain.head.transactions
+    receipt = await relay.chain.call("eth_getTransactionReceipt", waiting.hash)
+    relay.chain.script("eth_getTransactionReceipt", {**receipt, "blockHash": word("another fork")})
+    assert await relay.lane.step() is False
+    assert await relay.in_flight() is not None
     assert await relay.lane.step() is True
     assert await relay.in_flight() is None
 
@@ -322,7 +336,7 @@ async def test_step__somebody_else_took_the_slots_nonce__halts_once_it_is_sure(r
     await relay.lane.step()
     relay.chain.pending.clear()
     await relay.mine(relay.chain.foreign_transaction(GAS.address))
-    for _ in range(19):
+    for _ in range(119):
         assert await relay.lane.step() is False, "the node may only lag"
     with pytest.raises(LaneHalted, match=r"nonce 0 .* was used"):
         await relay.lane.step()
@@ -350,6 +364,24 @@ async def test_step__first_nonce_of_a_used_key__is_the_chains(relay):
     await relay.lane.step()
     assert (await relay.in_flight()).nonce == 7
     await relay.settle()
+
+
+# ── What the chain should never show ─────────────────────────────────────────────────────────────────
+
+
+async def test_step__charges_skipped_as_settled_by_nobody_known__halts(relay):
+    charge = await relay.desk.charge(1)
+    relay.chain.state.used.add(charge.id)
+    await relay.lane.step()
+    relay.chain.mine()
+    await relay.index()
+    await relay.lane.step()
+    with pytest.raises(LaneHalted, match="skipped as settled before"):
+        await relay.lane.step()
+    assert await relay.desk.states() == ["queued"]
+    relay.start()
+    with pytest.raises(LaneHalted, match="skipped as settled before"):
+        await relay.lane.step()
 
 
 # ── Reorgs ───────────────────────────────────────────────────────────────────────────────────────────

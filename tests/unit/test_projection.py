@@ -163,6 +163,15 @@ async def test_apply__charge_that_this_ledger_never_made__lowers_the_balance_all
     assert desk.ledger.mismatches == []
 
 
+async def test_apply__charge_of_its_own_epoch_that_it_does_not_know__is_a_mismatch(desk):
+    """A database put back from a copy has forgotten what it charged since."""
+    charge = await desk.charge(USD)
+    await desk.apply(block(2), charged(charge, id=charge.id + 7))
+    (mismatch,) = desk.ledger.mismatches
+    assert "older than the chain" in mismatch
+    assert (await desk.wallet()).balance == FUNDED - USD
+
+
 async def test_apply__id_of_another_epoch__is_another_charge(desk):
     charge = await desk.charge(USD)
     await desk.apply(block(2), charged(charge, id=charge.id ^ 2**40))
@@ -360,6 +369,28 @@ async def test_rewind__policy_ordered_since__the_newest_is_the_wanted_one(desk):
     await desk.order(lower)
     await desk.ledger.rewind(block(1))
     assert (await desk.record()).wanted == lower
+
+
+async def test_caught_up__older_block_shows_what_is_wanted_anew__it_stays_wanted(desk):
+    """A rebuild meets every policy that ever was, the wanted one among them."""
+    await desk.apply(block(2), policy_set(ACCOUNT, TIGHT))
+    await desk.apply(block(3), policy_set(ACCOUNT, LOOSE))
+    await desk.order(TIGHT)
+    await desk.ledger.rebuild()
+    await desk.apply(block(1, BLOCK_TIME), deposited(ACCOUNT, FUNDED))
+    await desk.apply(block(2), policy_set(ACCOUNT, TIGHT))
+    await desk.apply(block(3), policy_set(ACCOUNT, LOOSE))
+    await desk.ledger.caught_up()
+    record = await desk.record()
+    assert (record.policy, record.wanted) == (LOOSE, TIGHT)
+    with pytest.raises(LimitExceeded):
+        await desk.hold(USD + 1)
+
+
+async def test_caught_up__nothing_waits__nothing_is_wanted(desk):
+    await desk.apply(block(2), policy_set(ACCOUNT, TIGHT))
+    await desk.ledger.caught_up()
+    assert (await desk.record()).wanted is None
 
 
 async def test_rewind__to_the_head__changes_nothing(desk):

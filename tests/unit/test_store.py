@@ -22,7 +22,7 @@ from making import (
 
 from waterfall.chain.events import Position
 from waterfall.errors import LedgerError, Unavailable
-from waterfall.ledger import journal, schema
+from waterfall.ledger import journal, projection, schema
 from waterfall.ledger.store import LEASE_MS, Ledger
 from waterfall.types import Policy
 
@@ -258,6 +258,30 @@ async def test_rebuild__epoch__is_the_one_it_opens_with_again(desk, open_ledger)
     epoch = desk.ledger.epoch
     desk.ledger.close()
     assert open_ledger().epoch == epoch
+
+
+async def test_mismatch__is_kept_over_a_restart_until_a_rebuild(desk, open_ledger):
+    await desk.ledger.note_mismatch("first")
+    await desk.ledger.note_mismatch("second")
+    desk.ledger.close()
+    again = open_ledger()
+    assert again.mismatches == ["first"]
+    await again.rebuild()
+    assert again.mismatches == []
+    again.close()
+    assert open_ledger().mismatches == []
+
+
+async def test_finalize__nothing_new__costs_no_write(desk, monkeypatch):
+    await desk.ledger.finalize(spendable=1, final=1)
+    written = []
+    monkeypatch.setattr(
+        projection, "finalize", lambda tx, spendable, final: written.append((spendable, final))
+    )
+    await desk.ledger.finalize(spendable=1, final=1)
+    assert written == []
+    await desk.ledger.finalize(spendable=1, final=0)
+    assert written == [(1, 0)]
 
 
 # ── Hands ────────────────────────────────────────────────────────────────────────────────────────────

@@ -26,6 +26,13 @@ VLLM = {
     "completion_tokens": 10,
     "prompt_tokens_details": None,
 }
+XAI = {
+    "prompt_tokens": 32,
+    "completion_tokens": 9,
+    "total_tokens": 135,
+    "prompt_tokens_details": {"text_tokens": 32, "audio_tokens": 0, "image_tokens": 0, "cached_tokens": 6},
+    "completion_tokens_details": {"reasoning_tokens": 94, "audio_tokens": 0},
+}
 NULLS = {
     "prompt_tokens": 7,
     "completion_tokens": 10,
@@ -41,9 +48,10 @@ NULLS = {
         (LLAMA_CPP, Usage(input_tokens=12, output_tokens=3)),
         (LLAMA_CPP_CACHED, Usage(input_tokens=12, cached_input_tokens=11, output_tokens=3)),
         (VLLM, Usage(input_tokens=7, output_tokens=10)),
+        (XAI, Usage(input_tokens=32, cached_input_tokens=6, output_tokens=103, reasoning_tokens=94)),
         (NULLS, Usage(input_tokens=7, output_tokens=10)),
     ],
-    ids=["openai", "llama.cpp", "llama.cpp cached", "vllm", "nulls"],
+    ids=["openai", "llama.cpp", "llama.cpp cached", "vllm", "xai", "nulls"],
 )
 def test_from_openai_chat__golden_answer__usage(reported, usage):
     assert from_openai_chat(reported) == usage

@@ -117,6 +117,11 @@ class Projection:
             wallet["window"] = window
         meant = self._settle(event.id, "settled", block, position)
         if meant is None:
+            if event.id >> SEQUENCE_BITS == self._epoch():
+                self.mismatches.append(
+                    f"charge {event.id} is on the chain and, though of this ledger's epoch, not in its journal: "
+                    "the database is older than the chain; run `waterfall rebuild`"
+                )
             return
         if meant.state in {"queued", "batched", "rejected"}:
             wallet["unsettled"] -= meant.amount
@@ -146,6 +151,11 @@ class Projection:
             }
             self._tx.run(table.update().where(table.c.sequence == id_ & _SEQUENCE_MASK).values(**values))
         return row
+
+    def _epoch(self) -> int:
+        return int(
+            self._tx.run(sa.select(schema.meta.c.value).where(schema.meta.c.key == "epoch")).scalar_one()
+        )
 
     def _set_policy(
         self, block: Block, position: chain.Position, event: chain.PolicySet, wallet: dict[str, Any]
@@ -288,7 +298,7 @@ def rewind(tx: Transaction, to: int) -> None:
     orders = [int(slot.reference) for slot in reopened if slot.purpose == "policy"]
     table = schema.policy_orders
     tx.run(table.update().where(table.c.id.in_(orders), table.c.state == "done").values(state="sent"))
-    _want_again(tx, restored)
+    want_again(tx, restored)
 
 
 def reset(tx: Transaction) -> None:
@@ -304,14 +314,15 @@ def reset(tx: Transaction) -> None:
     recount(tx)
 
 
-def _want_again(tx: Transaction, accounts: Iterable[str]) -> None:
-    """What is wanted of these accounts: the newest order, unless the chain has it already."""
+def want_again(tx: Transaction, accounts: Iterable[str] | None = None) -> None:
+    """What is wanted of these accounts, or of all that wait for a policy: unless the chain has it, the newest order."""
     orders, wallets = schema.policy_orders, schema.wallets
+    is_open = orders.c.state.in_(("waiting", "sent"))
+    if accounts is None:
+        accounts = tx.run(sa.select(orders.c.account).where(is_open).distinct()).scalars().all()
     for account in accounts:
         on_chain = tx.run(sa.select(wallets).where(wallets.c.account == account)).mappings().one()
-        query = sa.select(orders.c.policy).where(
-            orders.c.account == account, orders.c.state.in_(("waiting", "sent"))
-        )
+        query = sa.select(orders.c.policy).where(orders.c.account == account, is_open)
         newest = tx.run(query.order_by(orders.c.id.desc()).limit(1)).scalar()
         arrived = newest is not None and Policy.model_validate_json(newest) == _policy(on_chain)
         tx.run(

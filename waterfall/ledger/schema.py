@@ -153,7 +153,7 @@ rate_cards = _table("rate_cards", _column("price_id", primary_key=True), _column
 
 idempotency = _table(
     "idempotency",
-    _column("scope", primary_key=True),  # who the key belongs to
+    _column("scope", primary_key=True),  # whose keys, and of what, these are
     _column("key", primary_key=True),
     _column("body_hash"),
     _column("sequence", sa.Integer, sa.ForeignKey("holds.sequence")),

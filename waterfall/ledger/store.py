@@ -25,6 +25,9 @@ from waterfall.types import RateCard, SignedReceipt
 T = TypeVar("T")
 
 EPOCH_BITS = 32
+_MISMATCH = "mismatch"
+_CHARGES = "charges"
+"""Whose idempotency keys those of charges are: the platform's, whichever of its API keys it shows."""
 LEASE_MS = 5 * 60 * 1000
 """A hold whose call has not renewed it for this long is taken for abandoned."""
 
@@ -58,7 +61,8 @@ class Ledger:
         self.captured = asyncio.Event()
         """Set whenever there is something new to settle."""
         self.mismatches: list[str] = []
-        """What the chain holds against the journal; not empty: settlement stops."""
+        """What the chain holds against the journal, kept over restarts; not empty: settlement stops."""
+        self._finalized: tuple[int, int] | None = None
         self._refusal: str | None = None
 
     # ── Opening ──────────────────────────────────────────────────────────────────────────────────────
@@ -95,6 +99,8 @@ class Ledger:
         self.recounted_at_start = self._writer.run_sync(journal.recount)
         with self._engine.connect() as connection:
             self._keys = keys.all_keys(connection)
+            kept = sa.select(schema.meta.c.value).where(schema.meta.c.key == _MISMATCH)
+            self.mismatches = list(connection.execute(kept).scalars())
             row = connection.execute(sa.select(schema.blocks).order_by(schema.blocks.c.number.desc())).first()
         if row is not None:
             self.head = Head(Block(row.number, row.hash, row.timestamp), seen_at=float("-inf"))
@@ -177,7 +183,7 @@ class Ledger:
             lambda tx: journal.charge(
                 tx,
                 idempotency_key=idempotency_key,
-                scope=caller.api_key or "",
+                scope=_CHARGES,
                 body_hash=body_hash,
                 order=lambda tx: journal.hold(
                     tx,
@@ -249,14 +255,23 @@ class Ledger:
             for block, events in blocks:
                 view.apply(block, events)
             projection.finalize(tx, spendable, final)
+            _keep_mismatches(tx, view.mismatches)
             return view.mismatches
 
         self.mismatches += await self._writer.run(operation)
         self.head = Head(blocks[-1][0], time.monotonic())
+        self._finalized = spendable, final
 
     async def finalize(self, *, spendable: int, final: int) -> None:
-        """Let what is final count, and note that the head is still the newest block."""
-        await self._writer.run(lambda tx: projection.finalize(tx, spendable, final))
+        """Let what is final count."""
+        if self._finalized != (spendable, final):
+            await self._writer.run(lambda tx: projection.finalize(tx, spendable, final))
+            self._finalized = spendable, final
+
+    async def note_mismatch(self, mismatch: str) -> None:
+        """Keep something that the chain holds against the journal, until a person has seen to it."""
+        await self._writer.run(lambda tx: _keep_mismatches(tx, [mismatch]))
+        self.mismatches.append(mismatch)
 
     def saw_head(self) -> None:
         """A node showed that the projected head is its newest block."""
@@ -274,12 +289,18 @@ class Ledger:
 
         def operation(tx: Transaction) -> int:
             projection.reset(tx)
+            table = schema.meta
+            tx.run(table.delete().where(table.c.key == _MISMATCH))
             epoch = secrets.randbits(EPOCH_BITS)
-            tx.run(schema.meta.update().where(schema.meta.c.key == "epoch").values(value=str(epoch)))
+            tx.run(table.update().where(table.c.key == "epoch").values(value=str(epoch)))
             return epoch
 
         self.epoch = await self._writer.run(operation)
-        self.head = None
+        self.head, self._finalized, self.mismatches = None, None, []
+
+    async def caught_up(self) -> None:
+        """The head was reached after older blocks, which may have shown a policy that only later is wanted again."""
+        await self._writer.run(projection.want_again)
 
     async def recent_blocks(self) -> list[Block]:
         """The blocks kept for comparison with the chain, newest first."""
@@ -304,6 +325,12 @@ class Ledger:
         """The same, blocking."""
         with self._engine.connect() as connection:
             return query(connection)
+
+
+def _keep_mismatches(tx: Transaction, mismatches: Sequence[str]) -> None:
+    """Keep the first, which is what a person has to look at first."""
+    for mismatch in mismatches[:1]:
+        tx.run(schema.meta.insert().prefix_with("OR IGNORE"), {"key": _MISMATCH, "value": mismatch})
 
 
 def _engine(url: str) -> sa.Engine:

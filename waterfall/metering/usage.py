@@ -32,16 +32,30 @@ def from_openai_chat(usage: Any) -> Usage:
     if _is_deeper(usage, _MOST_LEVELS):
         raise UsageUnreadable(reason=f"it has more than {_MOST_LEVELS} levels")
     try:
+        output = usage["completion_tokens"]
+        reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
         return Usage(
             input_tokens=usage["prompt_tokens"],
             cached_input_tokens=_detail(usage, "prompt_tokens_details", "cached_tokens"),
-            output_tokens=usage["completion_tokens"],
-            reasoning_tokens=_detail(usage, "completion_tokens_details", "reasoning_tokens"),
+            output_tokens=output + reasoning if _is_apart(usage, reasoning) else output,
+            reasoning_tokens=reasoning,
         )
     except KeyError as error:
         raise UsageUnreadable(reason=f"{error.args[0]} is missing") from None
     except ValidationError as error:
         raise UsageUnreadable(reason=error.errors()[0]["msg"]) from None
+
+
+def _is_apart(usage: Mapping[str, Any], reasoning: Any) -> bool:
+    """Whether `completion_tokens` leaves reasoning out, as xAI's does: its `total_tokens` then has all three.
+
+    Source: https://docs.x.ai/docs/guides/reasoning
+    """
+    counts = usage["prompt_tokens"], usage["completion_tokens"], reasoning, usage.get("total_tokens")
+    if not all(type(count) is int for count in counts):
+        return False
+    prompt, completion, apart, total = counts
+    return bool(apart > 0 and total == prompt + completion + apart)
 
 
 def _detail(usage: Mapping[str, Any], group: str, name: str) -> Any:

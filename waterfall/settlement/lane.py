@@ -24,7 +24,7 @@ from waterfall.types import Charge
 log = structlog.get_logger()
 
 _DEADLINE_MARGIN_SECONDS = 120
-_POLLS_BEFORE_FOREIGN = 20
+_POLLS_BEFORE_FOREIGN = 120
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Lane:
         """Close a mined slot, once the projection has its block: charges move there, not here."""
         block = int(receipt["blockNumber"], 16)
         head = self.ledger.head
-        if head is None or head.block.number < block:
+        if head is None or head.block.number < block or not await self._is_projected(receipt, block):
             return False
         succeeded = receipt["status"] == "0x1"
         tx_hash = receipt["transactionHash"]
@@ -175,8 +175,16 @@ class Lane:
             succeeded=succeeded,
             back_in_queue=back,
         )
+        if succeeded and back:
+            mismatch = f"{tx_hash} settled, but {back} of its charges were skipped as settled before, by nobody known"
+            await self.ledger.note_mismatch(mismatch)
         await self.mined(slot, succeeded)
         return True
+
+    async def _is_projected(self, receipt: Any, block: int) -> bool:
+        """Whether the block that the projection has at this height is the receipt's: nodes differ during a reorg."""
+        known = [kept.hash for kept in await self.ledger.recent_blocks() if kept.number == block]
+        return known in ([], [receipt["blockHash"]])
 
     def _puzzle(self, slot: Slot) -> bool:
         """The nonce is used, yet no attempt has a receipt: the node may lag, or somebody else has the key."""

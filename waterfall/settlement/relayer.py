@@ -100,6 +100,7 @@ class Relayer:
         """
         while await self._indexer.step():
             pass
+        await self._ledger.caught_up()
 
     async def run(self) -> None:
         """Work until cancelled. What fails for now is tried again; what needs a person is kept in `halted`."""
