@@ -8,6 +8,9 @@ VENV := .venv
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
+# Each test file on one of two workers: much of a test is waiting for a chain, a process, a model.
+SIDE_BY_SIDE := -n 2 --dist loadfile
+
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export SOLCX_BINARY_PATH := $(CURDIR)/$(VENV)/solcx
 
@@ -55,10 +58,11 @@ test-forge: setup ## Fuzz tests and invariants of the contracts
 	@forge test
 
 test-contracts: setup ## Ape tests of the contracts, on a local Foundry chain
-	@ape test tests/contracts -q
+	@ape compile -v WARNING  # once, before workers that would both do it
+	@ape test tests/contracts -q $(SIDE_BY_SIDE)
 
 test-python: setup ## Unit, integration and end-to-end tests
-	@python -m pytest -p no:ape_test tests/unit tests/integration tests/e2e -q
+	@python -m pytest -p no:ape_test tests/e2e tests/integration tests/unit -q $(SIDE_BY_SIDE)
 
 format: setup ## Format Python and Solidity
 	@ruff format --quiet . && ruff check --fix --quiet . && forge fmt contracts tests/forge

@@ -59,7 +59,7 @@ def command(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Non
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(function(*args, **kwargs))
         except WaterfallError as error:
-            err.print(error.message, style="red", markup=False, highlight=False)
+            err.print(error.message, style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(_INTERRUPTED) from None

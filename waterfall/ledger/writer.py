@@ -59,8 +59,8 @@ class _Waiting:
 class Writer:
     """Runs operations one after another and answers each after the commit that made it durable.
 
-    An operation that raises is undone alone; an error of the database becomes a `LedgerError`. If the commit fails, every operation in it fails with
-    `LedgerError`: nothing is ever answered that is not durable.
+    An operation that raises is undone alone; an error of the database becomes a `LedgerError`. If the commit fails,
+    every operation in it fails with `LedgerError`: nothing is ever answered that is not durable.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
