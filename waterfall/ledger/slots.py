@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -50,15 +51,7 @@ def queued_charges(connection: sa.Connection, limit: int) -> list[Charge]:
         .order_by(sa.case((wallets.c.exit_amount != 0, 0), else_=1), table.c.sequence)
         .limit(limit)
     )
-    return [
-        Charge(
-            account=row.account,
-            id=charge_id(row.epoch, row.sequence),
-            amount=row.amount,
-            receipt_hash=row.digest,
-        )
-        for row in connection.execute(query)
-    ]
+    return [_charge(row) for row in connection.execute(query)]
 
 
 def due_policy(connection: sa.Connection) -> tuple[int, str, Policy] | None:
@@ -227,12 +220,13 @@ def batched_charges(connection: sa.Connection, slot: Slot) -> list[Charge]:
     query = sa.select(table).where(
         table.c.signer == slot.signer, table.c.nonce == slot.nonce, table.c.state == "batched"
     )
-    return [
-        Charge(
-            account=row.account,
-            id=charge_id(row.epoch, row.sequence),
-            amount=row.amount,
-            receipt_hash=row.digest,
-        )
-        for row in connection.execute(query.order_by(table.c.sequence))
-    ]
+    return [_charge(row) for row in connection.execute(query.order_by(table.c.sequence))]
+
+
+def _charge(row: sa.Row[Any]) -> Charge:
+    return Charge(
+        account=row.account,
+        id=charge_id(row.epoch, row.sequence),
+        amount=row.amount,
+        receipt_hash=row.digest,
+    )
