@@ -223,7 +223,7 @@ def batched_charges(connection: sa.Connection, slot: Slot) -> list[Charge]:
     return [_charge(row) for row in connection.execute(query.order_by(table.c.sequence))]
 
 
-def _charge(row: sa.Row[Any]) -> Charge:
+def _charge(row: Any) -> Charge:
     return Charge(
         account=row.account,
         id=charge_id(row.epoch, row.sequence),
