@@ -172,6 +172,13 @@ class UpstreamUnavailable(WaterfallError):
     status = 502
 
 
+class UpstreamRefused(WaterfallError):
+    """The upstream {upstream} answered {status}: {reason}."""
+
+    code = "upstream_refused"
+    status = 502
+
+
 class UpstreamInvalid(WaterfallError):
     """The upstream {upstream} sent an answer that cannot be metered: {reason}."""
 
@@ -184,6 +191,13 @@ class UpstreamTimeout(WaterfallError):
 
     code = "upstream_timeout"
     status = 504
+
+
+class StreamDropped(WaterfallError):
+    """The rest of this stream was dropped, as nothing of it was taken for {seconds} seconds. All of it is charged."""
+
+    code = "stream_dropped"
+    status = 408
 
 
 # ── Waterfall cannot be sure, so it refuses ──────────────────────────────────────────────────────────

@@ -5,35 +5,49 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from waterfall import signers
+from waterfall.chain.vault import MAX_CHARGES
 from waterfall.errors import SettingsError
 from waterfall.gateway.config import GatewaySettings, ModelSettings, UpstreamSettings
 from waterfall.signers import Signer
 from waterfall.types import Address, Frozen
 
 DEFAULT_FILE = Path("waterfall.toml")
+_SQLITE = "sqlite:///"
+
+
+def _finality(value: Any) -> Any:
+    if value in ("latest", "safe", "finalized") or (type(value) is int and value >= 1):
+        return value
+    raise ValueError('must be "latest", "safe", "finalized", or a depth in blocks')
+
+
+def _database(url: str) -> str:
+    if not url.startswith(_SQLITE) or url.removeprefix(_SQLITE) in {"", ":memory:"}:
+        raise ValueError(f"must be a file, such as {_SQLITE}.waterfall/waterfall.db")
+    return url
 
 
 class ChainSettings(Frozen):
     """`[chain]`: the chain, the vault and the platform. `waterfall dev` brings its own."""
 
     rpc_url: str
-    chain_id: int = Field(ge=1)
+    chain_id: int = Field(ge=1, strict=True)
     vault: Address
-    platform: int = Field(ge=1, lt=2**128)
-    deployed_block: int = Field(default=0, ge=0)
+    platform: int = Field(ge=1, lt=2**128, strict=True)
+    deployed_block: int = Field(default=0, ge=0, strict=True)
     """Block of the vault's deployment: where indexing starts."""
     label_salt_env: str = "WATERFALL_LABEL_SALT"
     """Environment variable with the secret that keeps account labels unreadable on the chain. Never change it."""
-    finality: Literal["latest", "safe", "finalized"] | Annotated[int, Field(ge=1)] = "safe"
+    finality: Annotated[Literal["latest", "safe", "finalized"] | int, BeforeValidator(_finality)] = "safe"
     """From when on a deposit may be spent; a number is a depth in blocks."""
-    final_depth: int = Field(default=64, ge=1)
+    final_depth: int = Field(default=64, ge=1, strict=True)
     """Depth at which a block is final where the chain has no `finalized` tag."""
-    poll_seconds: float = Field(default=0.5, gt=0)
-    max_charges_per_batch: int = Field(default=500, ge=1, le=1000)
-    max_fee_gwei: int = Field(default=100, ge=1)
+    poll_seconds: float = Field(default=0.5, gt=0, le=60)
+    max_charges_per_batch: int = Field(default=500, ge=1, le=MAX_CHARGES, strict=True)
+    max_fee_gwei: int = Field(default=100, ge=1, strict=True)
     """The most a transaction may offer per gas."""
 
 
@@ -65,7 +79,7 @@ class KeySettings(Frozen):
 class Settings(Frozen):
     """The whole file."""
 
-    database: str = "sqlite:///.waterfall/waterfall.db"
+    database: Annotated[str, AfterValidator(_database)] = "sqlite:///.waterfall/waterfall.db"
     gateway: GatewaySettings = GatewaySettings()
     chain: ChainSettings | None = None
     keys: KeySettings = KeySettings()

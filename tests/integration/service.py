@@ -148,13 +148,19 @@ class Client:
 
 
 def settings_for(
-    upstream_url: str, database: Path, *, timeout_seconds: float = 2, **gateway: Any
+    upstream_url: str,
+    database: Path,
+    *,
+    timeout_seconds: float = 2,
+    max_call_seconds: float = 600,
+    **gateway: Any,
 ) -> Settings:
     """Settings with one upstream, a model at a micro-dollar a token, a published one, and one without a price."""
     local = {
         "kind": "openai",
         "base_url": upstream_url,
         "timeout_seconds": timeout_seconds,
+        "max_call_seconds": max_call_seconds,
         "connect_seconds": 1,
     }
     return Settings.model_validate(

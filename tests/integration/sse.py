@@ -3,8 +3,10 @@
 import json
 
 
-def events_of(text: str) -> list[dict | str]:
-    """What a client of the stream reads: the data of its events, decoded."""
+def events_of(text: str | dict) -> list[dict | str]:
+    """What a client of the stream reads: the data of its events, decoded; or the error that came in its place."""
+    if isinstance(text, dict):
+        return [text]
     blocks = text.replace("\r\n", "\n").replace("\r", "\n").split("\n\n")
     assert blocks[-1] == "", "the last event is not complete, so no client reads it"
     data = [

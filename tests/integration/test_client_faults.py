@@ -200,8 +200,26 @@ async def test_stream__client_reads_nothing_and_leaves__is_charged_in_full(clien
     await until_at_rest(client)
 
 
+async def test_stream__client_stays_and_reads_nothing__is_charged_in_full_and_told(net, upstream, tmp_path):
+    """Its hold would be open, and a lowered policy wait, for as long as it likes."""
+    upstream.behaviour = streams(large_chunks)
+    settings = settings_for(upstream.base_url, tmp_path / "waterfall.db", stalled_client_seconds=0.2)
+    async with running(net, settings) as client:
+        account, key = await client.open_account(micro_usd=DEPOSIT)
+        reader, writer = await connect(client.url)
+        writer.write(raw_request(key, stream=True))
+        await until_held_up(upstream)
+
+        call = await client.ended(account)
+        assert (call["cost"], call["receipt"]["receipt"]["complete"]) == (FULL, True)
+        await client.check_books(account, DEPOSIT, FULL)
+        received = await reader.readuntil(b"stream_dropped")
+        assert b"[DONE]" not in received
+        writer.close()
+
+
 @pytest.mark.parametrize("then", ["silence", "endless pieces"])
-async def test_stream__goes_on_beyond_the_drain_limit__is_charged_as_far_as_it_came(
+async def test_stream__goes_on_beyond_the_longest_call__is_charged_as_far_as_it_came(
     net, upstream, tmp_path, then
 ):
     def pieces(body: dict) -> list[bytes]:
@@ -210,7 +228,7 @@ async def test_stream__goes_on_beyond_the_drain_limit__is_charged_as_far_as_it_c
 
     upstream.behaviour = streams(pieces, "stalled")
     settings = settings_for(
-        upstream.base_url, tmp_path / "waterfall.db", timeout_seconds=60, drain_seconds=0.3
+        upstream.base_url, tmp_path / "waterfall.db", timeout_seconds=60, max_call_seconds=0.5
     )
     async with running(net, settings) as client:
         account, key = await client.open_account(micro_usd=DEPOSIT)

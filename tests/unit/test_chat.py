@@ -1,4 +1,5 @@
 import json
+import unicodedata
 from types import SimpleNamespace
 
 import pytest
@@ -150,6 +151,18 @@ def test_read__nested_deeper_than_it_could_be_sent__is_refused_before_the_hold()
         ({"min_tokens": 5}, "min_tokens"),
         ({"models": ["other"]}, "models"),
         ({"plugins": []}, "plugins"),
+        ({"max_output_tokens": 5}, "max_output_tokens"),
+        ({"options": {"num_predict": 5}}, "options"),
+        ({"previous_response_id": "r"}, "previous_response_id"),
+        ({"extra_body": {"google": {"cached_content": "c"}}}, "extra_body"),
+        ({"data_sources": []}, "data_sources"),
+        ({"search_parameters": {}}, "search_parameters"),
+        ({"enable_search": True}, "enable_search"),
+        ({"deferred": True}, "deferred"),
+        ({"fallbacks": ["other"]}, "fallbacks"),
+        ({"chat_template": "{{ 1 }}"}, "chat_template"),
+        ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs"),
         ({"tools": {}}, "tools"),
         ({"tools": ["x"]}, "tools"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
@@ -187,11 +200,20 @@ def test_read__audio_of_an_earlier_answer__is_refused():
     assert refusal(body(messages=messages)) == "messages[0].audio"
 
 
+def test_read__files_that_the_request_only_names__are_refused():
+    messages = [{"role": "user", "content": "Read it.", "file_ids": ["f"]}]
+    assert refusal(body(messages=messages)) == "messages[0].file_ids"
+
+
+def test_read__template_told_not_to_think__is_read():
+    assert chat.read(body(chat_template_kwargs={"enable_thinking": False})).model == "small"
+
+
 JSON = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(2**70), 2**70)
-    | st.floats(allow_nan=False)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
@@ -227,6 +249,37 @@ def test_read__any_text__its_bytes_and_the_templates_tokens_are_within_the_bound
     most = chat.read(data).input_tokens
     assert most >= content + 16 * len(texts)
     assert most >= len(data)
+
+
+def longest_json(value):
+    """A value as the most wasteful of chat templates renders it."""
+    text = json.dumps(value, indent=4)
+    for character in "<>&'":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+@given(JSON)
+def test_read__whatever_a_template_renders__its_longest_json_is_within_the_bound(value):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": value}}]
+    calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": value}}]
+    plain = chat.read(body()).input_tokens
+    for fields, rendered in (
+        ({"tools": tools}, tools),
+        ({"functions": [value]}, [value]),
+        ({"response_format": {"json_schema": value}}, {"json_schema": value}),
+        ({"messages": [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": calls}]}, calls),
+    ):
+        assert chat.read(body(**fields)).input_tokens >= plain + len(longest_json(rendered))
+
+
+@pytest.mark.parametrize(
+    ("text", "form"), [("\U0001d160", "NFC"), ("\ufdfa", "NFKC"), ("\u1e9b\u0323", "NFKD"), ("\u0390", "NFD")]
+)
+def test_read__text_that_normalisation_lengthens__is_within_the_bound(text, form):
+    message = {"role": "user", "content": 1000 * text}
+    data = json.dumps({"model": "m", "messages": [message]}, ensure_ascii=False).encode()
+    assert chat.read(data).input_tokens >= len(unicodedata.normalize(form, message["content"]).encode())
 
 
 def test_bound__limit_set__is_held_whole_for_every_choice():

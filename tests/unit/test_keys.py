@@ -47,6 +47,20 @@ async def test_add_key__same_secret_again__is_the_same_key_with_its_new_name(des
     assert len(await desk.table(schema.api_keys)) == 1
 
 
+async def test_set_platform_key__another_than_before__takes_its_place(desk, open_ledger):
+    await desk.ledger.add_key("wf_user", account=ACCOUNT, name="admin")
+    for secret in ("wf_old", "wf_new", "wf_new"):
+        await desk.ledger.set_platform_key(secret, "admin")
+    assert desk.ledger.find_key("wf_old").revoked_at is not None
+    assert desk.ledger.find_key("wf_new").revoked_at is None
+    assert desk.ledger.find_key("wf_user").revoked_at is None
+    await desk.ledger.set_platform_key("wf_old", "admin")
+    desk.ledger.close()
+    again = open_ledger()
+    assert again.find_key("wf_old").revoked_at is None
+    assert again.find_key("wf_new").revoked_at is not None
+
+
 async def test_add_key__reopened_ledger__still_knows_it(desk, open_ledger):
     key = await desk.ledger.add_key("wf_a", account=ACCOUNT, name="a")
     desk.ledger.close()

@@ -10,10 +10,10 @@ from waterfall.errors import (
     Unavailable,
     UpstreamInvalid,
     UpstreamTimeout,
+    UpstreamUnavailable,
     WaterfallError,
 )
 from waterfall.gateway.render import charge_headers, error_body, error_response, hold_headers
-from waterfall.gateway.upstreams import NotReached
 from waterfall.ledger.journal import Hold
 
 FACTS = {"required": "1.00", "available": "0.50", "held": "0.25", "account": ACCOUNT}
@@ -45,7 +45,7 @@ def test_error_body__a_fact_named_like_ours__never_replaces_code_or_message():
         (Unavailable(reason="late"), 503, None, "1"),
         (UpstreamTimeout(upstream="u", seconds=5), 504, "false", None),
         (UpstreamInvalid(upstream="u", reason="r"), 502, "false", None),
-        (NotReached(upstream="u", reason="r"), 502, None, None),
+        (UpstreamUnavailable(upstream="u", reason="r"), 502, None, None),
         (WaterfallError(), 500, "false", None),
     ],
     ids=lambda value: getattr(value, "code", None),

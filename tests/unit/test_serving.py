@@ -10,10 +10,9 @@ import pytest
 from making import ACCOUNT, FUNDED, METER, card
 
 from waterfall.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
-from waterfall.gateway import chat
+from waterfall.gateway import chat, completions
 from waterfall.gateway.calls import Calls
 from waterfall.gateway.completions import Serving
-from waterfall.gateway.upstreams import NotReached
 from waterfall.ledger.journal import Caller
 from waterfall.receipts import bytes_hash, check_signature, price_id
 
@@ -59,14 +58,10 @@ class Upstream:
             yield SimpleNamespace(
                 status=self.status,
                 headers={"retry-after": "7", "x-other": "1"},
-                read=self._whole,
                 content=SimpleNamespace(iter_any=self._pieces),
             )
         finally:
             self.closed = True
-
-    async def _whole(self):
-        return b"".join([chunk async for chunk in self._pieces()])
 
     async def _pieces(self):
         for chunk in self.chunks:
@@ -116,7 +111,7 @@ def calls(desk):
 def serve(calls):
     """Holds for a request and begins to serve it."""
 
-    async def serve(upstream, *, drain_seconds=5, **fields):
+    async def serve(upstream, *, stalled_client_seconds=5, **fields):
         model = SimpleNamespace(
             name="small",
             upstream=upstream,
@@ -128,7 +123,7 @@ def serve(calls):
         messages = [{"role": "user", "content": "Hi"}]
         request = chat.read(json.dumps({"model": "small", "messages": messages, **fields}).encode())
         held = await calls.hold(Caller(ACCOUNT, None), model, request.bound(model))
-        return Serving(calls, request, model, held, drain_seconds), held
+        return Serving(calls, request, model, held, stalled_client_seconds), held
 
     return serve
 
@@ -151,7 +146,6 @@ async def test_whole__answer__charged_before_it_leaves_and_untouched(calls, desk
     call = await ended(calls, desk, held)
     assert response.body == ANSWER
     assert response.headers["x-waterfall-cost"] == "0.000018"
-    assert response.headers["x-waterfall-receipt-id"] == held.receipt_id
     assert call.settlement.state == "queued"
     assert call.receipt.receipt.amount == COST
     assert call.receipt.receipt.response_hash == bytes_hash(ANSWER)
@@ -163,18 +157,27 @@ async def test_whole__answer__charged_before_it_leaves_and_untouched(calls, desk
     [
         (Upstream(500, [b'{"error": {"message": "down"}}']), 500, "released"),
         (Upstream(429, [b'{"error": {"message": "slow down"}}']), 429, "released"),
-        (Upstream(429, [b"slow down"]), 502, "released"),
+        (Upstream(429, [b"slow down"]), 429, "released"),
+        (Upstream(400, [b'{"object": "error", "message": "too long"}']), 400, "released"),
         (Upstream(401, [b'{"error": {"message": "sk-secret"}}']), 502, "released"),
         (Upstream(302, [b""]), 502, "released"),
+        (Upstream(504, [b"<html>Gateway Time-out</html>"]), 504, "lost"),
+        (Upstream(502, [b'{"error": {"message": "down"}}']), 502, "lost"),
+        (Upstream(524, [b""]), 524, "lost"),
     ],
-    ids=["500", "429", "no JSON", "our key", "redirect"],
+    ids=["500", "429", "text", "other shape", "our key", "redirect", "504", "502", "524"],
 )
-async def test_whole__upstream_refuses__costs_nothing(calls, desk, serve, upstream, status, state):
+async def test_whole__upstream_refuses__costs_nothing_and_is_free_where_it_cannot_have_run(
+    calls, desk, serve, upstream, status, state
+):
     serving, held = await serve(upstream)
     response = await serving.whole()
     assert response.status_code == status
     assert response.headers["retry-after"] == "7"
     assert b"sk-secret" not in response.body
+    assert b"<html>" not in response.body
+    assert json.loads(response.body)["error"]["message"]
+    assert response.headers.get("x-should-retry") == ("false" if state == "lost" else None)
     assert (await ended(calls, desk, held)).settlement.state == state
     assert (await desk.wallet()).available == FUNDED
 
@@ -182,7 +185,11 @@ async def test_whole__upstream_refuses__costs_nothing(calls, desk, serve, upstre
 @pytest.mark.parametrize(
     ("upstream", "error", "state"),
     [
-        (Upstream(error=NotReached(upstream="fake", reason="refused")), UpstreamUnavailable, "released"),
+        (
+            Upstream(error=UpstreamUnavailable(upstream="fake", reason="refused")),
+            UpstreamUnavailable,
+            "released",
+        ),
         (Upstream(error=UpstreamTimeout(upstream="fake", seconds=5)), UpstreamTimeout, "lost"),
         (Upstream(chunks=[b"{", UpstreamInvalid(upstream="fake", reason="cut")]), UpstreamInvalid, "lost"),
         (Upstream(chunks=[b"not JSON"]), UpstreamInvalid, "lost"),
@@ -291,13 +298,26 @@ async def test_stream__cut_before_its_first_piece__is_lost_and_told(calls, desk,
     assert b"the connection broke" in client.body
 
 
-async def test_stream__upstream_goes_on_after_its_client_has_left__only_so_long(calls, desk, serve):
-    never = asyncio.get_running_loop().create_future()
-    upstream = Upstream(chunks=[STREAM[0], STREAM[1], never])
-    held = await streamed(serve, upstream, Client(1), drain_seconds=0.01)
+@pytest.mark.parametrize("more", [200, 64], ids=["in the middle", "at its last bytes"])
+async def test_stream__client_takes_nothing_any_more__is_read_to_its_end_and_charged_in_full(
+    calls, desk, serve, more
+):
+    came_back = asyncio.Event()
+
+    async def take_nothing(_):
+        await came_back.wait()
+
+    client, upstream = Client(on_bytes=take_nothing), Upstream(chunks=[piece("x")] * more + STREAM)
+    serving, held = await serve(upstream, stream=True, stalled_client_seconds=0.01)
+    answer = await serving.streamed()
+    answering = asyncio.create_task(answer({"type": "http"}, client.receive, client.send))
     call = await ended(calls, desk, held)
-    assert upstream.closed
-    assert (call.receipt.receipt.complete, call.receipt.receipt.output_tokens) == (False, 2)
+    assert upstream.read == len(upstream.chunks)
+    assert (call.receipt.receipt.complete, call.receipt.receipt.amount) == (True, COST)
+    came_back.set()
+    await answering
+    assert b"stream_dropped" in client.body
+    assert DONE not in client.body
 
 
 async def test_stream__client_that_reads_slowly__loses_nothing(calls, desk, serve):
@@ -329,18 +349,29 @@ async def test_stream__upstream_refuses__is_answered_as_an_error_and_costs_nothi
 
 
 async def test_stream__not_reached__costs_nothing(calls, desk, serve):
-    serving, held = await serve(Upstream(error=NotReached(upstream="fake", reason="refused")), stream=True)
+    serving, held = await serve(
+        Upstream(error=UpstreamUnavailable(upstream="fake", reason="refused")), stream=True
+    )
     with pytest.raises(UpstreamUnavailable):
         await serving.streamed()
     assert (await ended(calls, desk, held)).settlement.state == "released"
 
 
-async def test_stream__whole_answer_instead_of_events__is_lost_and_told(calls, desk, serve):
-    client = Client()
-    held = await streamed(serve, Upstream(chunks=[ANSWER]), client)
+async def test_stream__whole_answer_instead_of_events__is_lost_and_an_error(calls, desk, serve):
+    serving, held = await serve(Upstream(chunks=[ANSWER]), stream=True)
+    with pytest.raises(UpstreamInvalid):
+        await serving.streamed()
     assert (await ended(calls, desk, held)).settlement.state == "lost"
-    assert b"upstream_invalid" in client.body
-    assert ANSWER not in client.body
+
+
+async def test_whole__endless_answer__is_not_read_to_its_end(calls, desk, serve, monkeypatch):
+    monkeypatch.setattr(completions, "_MAX_ANSWER_BYTES", 1000)
+    upstream = Upstream(chunks=[b"x" * 100] * 1000)
+    serving, held = await serve(upstream)
+    with pytest.raises(UpstreamInvalid, match="larger than 1000 bytes"):
+        await serving.whole()
+    assert upstream.read == 11
+    assert (await ended(calls, desk, held)).settlement.state == "lost"
 
 
 async def test_stream__bug_of_ours__ends_the_hold_and_says_nothing_of_it(calls, desk, serve):

@@ -135,7 +135,7 @@ async def serve(
     listener = _listen(settings.gateway.host, settings.gateway.port)
     with listener:
         async with open_ledger(settings, chain, secrets) as (ledger, relayer):
-            await ledger.add_key(secrets.admin_key, account=None, name="admin")
+            await ledger.set_platform_key(secrets.admin_key, "admin")
             gateway = Gateway(
                 settings.gateway,
                 settings.upstreams,

@@ -17,10 +17,11 @@ from waterfall.errors import BodyTooLarge, InvalidRequest, UnsupportedRoute, Wat
 from waterfall.gateway import admin, chat
 from waterfall.gateway.access import authenticate, payer
 from waterfall.gateway.calls import Calls
+from waterfall.gateway.chat import ChatRequest
 from waterfall.gateway.completions import Serving
 from waterfall.gateway.config import GatewaySettings, ModelSettings, UpstreamSettings
 from waterfall.gateway.models import Models
-from waterfall.gateway.render import error_response
+from waterfall.gateway.render import error_response, hold_headers
 from waterfall.gateway.upstreams import Upstream
 from waterfall.ledger.store import Ledger
 from waterfall.signers import Signer
@@ -29,6 +30,7 @@ log = structlog.get_logger()
 
 _NOT_FOUND, _NOT_ALLOWED = 404, 405
 _CUT_SECONDS = 2
+_LARGE_BODY = 2**18
 
 
 class Gateway:
@@ -64,7 +66,7 @@ class Gateway:
             ledger,
             meter,
             max_projection_age_seconds=settings.max_projection_age_seconds,
-            longest_call_seconds=max((u.timeout_seconds for u in upstreams.values()), default=0),
+            longest_call_seconds=max((u.max_call_seconds for u in upstreams.values()), default=0),
         )
         self.app = self._app(label_salt)
 
@@ -105,12 +107,17 @@ class Gateway:
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         for model in self.models.unpriced:
             log.warning("no price is known: calls are refused", model=model)
+        for name, upstream in self._upstreams.items():
+            if upstream.settings.api_key_env and not upstream.settings.api_key:
+                log.warning("called without a key", upstream=name, not_set=upstream.settings.api_key_env)
         leases = asyncio.create_task(self.calls.renew_leases())
         yield
         await self.calls.drain(self._settings.drain_seconds)
         for upstream in self._upstreams.values():
-            await upstream.close()  # cuts what still runs, which then ends as cut
+            upstream.cut()
         await self.calls.drain(_CUT_SECONDS)
+        for upstream in self._upstreams.values():
+            await upstream.close()
         leases.cancel()
         with suppress(asyncio.CancelledError):
             await leases
@@ -120,13 +127,19 @@ class Gateway:
     async def _chat_completions(self, request: Request) -> Response:
         """OpenAI's chat completions, billed to the key's account."""
         caller = payer(self._ledger, request)
-        wanted = chat.read(await request.body())
+        wanted = await _read(await request.body())
         model = self.models.find(wanted.model)
         held = await self.calls.hold(caller, model, wanted.bound(model))
-        serving = Serving(self.calls, wanted, model, held, self._settings.drain_seconds)
-        if wanted.stream:
-            return await serving.streamed()
-        return await asyncio.shield(self.calls.start(serving.whole()))
+        serving = Serving(self.calls, wanted, model, held, self._settings.stalled_client_seconds)
+        try:
+            if wanted.stream:
+                response = await serving.streamed()
+            else:
+                response = await asyncio.shield(self.calls.start(serving.whole()))
+        except WaterfallError as error:
+            response = error_response(error)
+        response.headers.update(hold_headers(held))
+        return response
 
     async def _list_models(self, request: Request) -> dict[str, Any]:
         """The models that may be called."""
@@ -191,6 +204,11 @@ _CHAT_OPENAPI = {
         },
     },
 }
+
+
+async def _read(body: bytes) -> ChatRequest:
+    """The request; a large one is checked aside, as that takes up to seconds."""
+    return chat.read(body) if len(body) < _LARGE_BODY else await asyncio.to_thread(chat.read, body)
 
 
 async def _on_waterfall_error(_: Request, error: Exception) -> Response:

@@ -149,7 +149,7 @@ class Calls:
             prices.fixed(amount),
             lambda held: self.sign(held, model, card, price_id, amount, metered),
             block_time=self.ledger.block_time(self._max_age),
-            expiry_margin=self._expiry_margin,
+            expiry_margin=_SETTLEMENT_BOUND_SECONDS,
             idempotency_key=idempotency_key,
             body_hash=metered.request_hash,
         )

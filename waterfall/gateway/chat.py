@@ -3,6 +3,8 @@
 Source: https://platform.openai.com/docs/api-reference/chat/create
 """
 
+import json
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,21 +22,42 @@ _LEAST_OUTPUT_TOKENS = 16
 
 # Other servers' names for an output limit, and requests whose cost cannot be bounded or priced: refused, as
 # passing them on would break the provable maximum.
-_REFUSED = {
-    "n_predict": "use max_tokens",
-    "num_predict": "use max_tokens",
-    "max_new_tokens": "use max_tokens",
-    "min_tokens": "it may exceed max_tokens",
-    "best_of": "use n",
-    "n_cmpl": "use n",
-    "use_beam_search": "its output cannot be bounded",
-    "prediction": "rejected predictions are billed beyond max_tokens",
-    "web_search_options": "hosted tools are not priced",
-    "plugins": "hosted tools are not priced",
-    "models": "the model that serves a call is the one that is billed",
-    "chat_template": "its input cannot be bounded",
-    "audio": "audio is not priced",
+_WHY_REFUSED = {
+    "use max_tokens": (
+        *("n_predict", "num_predict", "max_new_tokens", "max_output_tokens", "max_length", "max_gen_len"),
+        *("max_tokens_to_sample", "options", "generation_config", "generationConfig", "parameters"),
+    ),
+    "it may exceed max_tokens": ("min_tokens", "min_new_tokens"),
+    "use n": ("best_of", "n_cmpl"),
+    "its output cannot be bounded": ("use_beam_search",),
+    "its input cannot be bounded": ("chat_template", "extra_body"),
+    "its input is not in the request": (
+        *("previous_response_id", "conversation", "prompt", "cached_content", "file_ids", "data_sources"),
+        *("assistant_id", "agent_id", "thread_id"),
+    ),
+    "its answer reports no usage": ("deferred",),
+    "rejected predictions are billed beyond max_tokens": ("prediction",),
+    "hosted tools are not priced": (
+        *(
+            "web_search_options",
+            "web_search",
+            "enable_search",
+            "search_options",
+            "search_parameters",
+            "plugins",
+        ),
+        *("tool_resources", "compound_custom"),
+    ),
+    "the model that serves a call is the one that is billed": (
+        *("models", "fallbacks", "route", "preset", "api_base", "base_url", "mock_response"),
+    ),
+    "audio is not priced": ("audio",),
 }
+_REFUSED = {name: why for why, names in _WHY_REFUSED.items() for name in names}
+_REFUSED_IN_MESSAGES = {name: _REFUSED[name] for name in ("audio", "file_ids")}
+_TEMPLATES_OWN = ("chat_template", "messages", "tools", "documents")
+"""Keys of `chat_template_kwargs` that would put another input in the place of the one that was bounded."""
+_RENDERED = ("tools", "functions", "response_format", "documents", "chat_template_kwargs")
 _TEXT_PARTS = ("text", "refusal")
 _CALLERS_TOOLS = ("function", "custom")
 _PRICED_TIERS = (None, "auto", "default", "flex")
@@ -89,8 +112,8 @@ class ChatRequest:
 def read(body: bytes) -> ChatRequest:
     """Check a request as far as its cost depends on it.
 
-    A byte-level tokenizer makes no more tokens than bytes; the template's own tokens and a second rendering of
-    the tools are added.
+    A byte-level tokenizer makes no more tokens than bytes; what a template adds to messages, its rendering of
+    what is not text, and what normalisation lengthens are added.
 
     Raises:
         InvalidRequest: what is wrong with which field.
@@ -110,6 +133,11 @@ def read(body: bytes) -> ChatRequest:
         raise _invalid("service_tier", "is not priced: use default")
     if fields.get("modalities") not in _PRICED_MODALITIES:
         raise _invalid("modalities", "other than text are not priced")
+    template = fields.get("chat_template_kwargs")
+    if template is not None and (
+        not isinstance(template, dict) or not template.keys().isdisjoint(_TEMPLATES_OWN)
+    ):
+        raise _invalid("chat_template_kwargs", f"must be an object without {', '.join(_TEMPLATES_OWN)}")
     _check_tools(fields.get("tools"))
     limits = [_whole(fields, name, MAX_OUTPUT_TOKENS) for name in ("max_completion_tokens", "max_tokens")]
     options = fields.get("stream_options")
@@ -124,10 +152,44 @@ def read(body: bytes) -> ChatRequest:
         choices=_whole(fields, "n", MAX_CHOICES) or 1,
         max_tokens=min((limit for limit in limits if limit is not None), default=None),
         input_tokens=len(body)
-        + len(orjson.dumps(fields.get("tools")))
+        + _normalisation(body)
+        + sum(_rendering(fields[name]) for name in _RENDERED if fields.get(name) is not None)
+        + sum(
+            _rendering(message["tool_calls"]) for message in messages if message.get("tool_calls") is not None
+        )
         + _PER_MESSAGE * len(messages)
         + _ONCE,
     )
+
+
+def _rendering(value: Any) -> int:
+    """Bytes of the longest JSON that a chat template may make of a value: indented by 4, everything escaped.
+
+    Sources: `tojson` of Jinja escapes for HTML, that of transformers and vLLM indents.
+    """
+    text = json.dumps(value)
+    escaped = sum(text.count(character) for character in "<>&'")
+    return len(text) + len("\\u003") * escaped + _indentation(value, 1)
+
+
+def _indentation(value: Any, depth: int) -> int:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if not items:
+        return 0
+    lines = len(items) * (1 + 4 * depth) + 1 + 4 * (depth - 1)
+    return lines + sum(_indentation(item, depth + 1) for item in items)
+
+
+def _normalisation(body: bytes) -> int:
+    """Bytes by which a tokenizer's Unicode normalisation may lengthen the text before it is cut into tokens.
+
+    Source: https://huggingface.co/docs/tokenizers/api/normalizers
+    """
+    if body.isascii():
+        return 0
+    text = body.decode()
+    longest = max(len(unicodedata.normalize(form, text).encode()) for form in ("NFC", "NFD", "NFKC", "NFKD"))
+    return max(0, longest - len(body))
 
 
 def _invalid(param: str, problem: str) -> InvalidRequest:
@@ -149,8 +211,9 @@ def _messages(fields: Mapping[str, Any]) -> list[Any]:
         if not isinstance(message, dict):
             raise _invalid(f"messages[{number}]", "must be an object")
         _check_content(message.get("content"), f"messages[{number}].content")
-        if message.get("audio") is not None:
-            raise _invalid(f"messages[{number}].audio", "is not supported: audio is not priced")
+        for name, why in _REFUSED_IN_MESSAGES.items():
+            if message.get(name) is not None:
+                raise _invalid(f"messages[{number}].{name}", f"is not supported: {why}")
     return messages
 
 

@@ -11,13 +11,19 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from waterfall.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable, WaterfallError
+from waterfall.errors import (
+    StreamDropped,
+    UpstreamInvalid,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+    WaterfallError,
+)
 from waterfall.gateway.calls import Calls, Metered
 from waterfall.gateway.chat import ChatRequest
 from waterfall.gateway.models import Model
-from waterfall.gateway.render import charge_headers, error_body, hold_headers
+from waterfall.gateway.render import charge_headers, error_body
 from waterfall.gateway.stream import Event, NotAStream, events
-from waterfall.gateway.upstreams import NotReached
 from waterfall.keccak import keccak
 from waterfall.ledger.journal import Hold
 from waterfall.metering.usage import UsageUnreadable, from_openai_chat
@@ -28,6 +34,10 @@ log = structlog.get_logger()
 
 _PATH = "/chat/completions"
 _OUR_ACCOUNT = (401, 402, 403)
+# What stands between us and a provider gave up waiting for it, or lost it: it may have run the call.
+_MAY_HAVE_RUN = {502, 504, *range(520, 528)}
+_MAX_ANSWER_BYTES = 64 * 2**20
+_SHOWN_OF_A_REFUSAL = 1000
 _PASSED_ON_HEADERS = ("retry-after", "retry-after-ms")
 _QUEUED_EVENTS = 64
 
@@ -36,13 +46,13 @@ class Serving:
     """One call that is held for and on its way to its upstream."""
 
     def __init__(
-        self, calls: Calls, request: ChatRequest, model: Model, held: Hold, drain_seconds: float
+        self, calls: Calls, request: ChatRequest, model: Model, held: Hold, stalled_client_seconds: float
     ) -> None:
         self._calls = calls
         self._request = request
         self._model = model
         self._held = held
-        self._drain_seconds = drain_seconds
+        self._stalled_client_seconds = stalled_client_seconds
         self._request_hash = bytes_hash(request.body)
 
     @asynccontextmanager
@@ -53,7 +63,7 @@ class Serving:
 
     async def _give_up(self, error: BaseException) -> None:
         """End the hold of a call that failed: free where it cannot have cost anything, else listed as lost."""
-        if isinstance(error, NotReached | _Refused):
+        if isinstance(error, UpstreamUnavailable) or (isinstance(error, _Refused) and not error.may_have_run):
             await self._calls.release(self._held, str(error))
         else:
             await self._calls.lose(self._held, str(error) or type(error).__name__)
@@ -68,7 +78,7 @@ class Serving:
         """
         try:
             async with self._answer() as response:
-                raw = await response.read()
+                raw = await self._read(response)
                 if not _is_answer(response):
                     raise _Refused(self._model, response, raw)
             captured = await self._calls.capture(self._held, self._model, self._meter(raw))
@@ -78,8 +88,16 @@ class Serving:
         except Exception as error:
             await self._give_up(error)
             raise
-        headers = hold_headers(self._held) | charge_headers(captured.amount, captured.balance)
+        headers = charge_headers(captured.amount, captured.balance)
         return Response(raw, headers=headers, media_type="application/json")
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        raw = bytearray()
+        async for chunk in response.content.iter_any():
+            raw += chunk
+            if len(raw) > _MAX_ANSWER_BYTES:
+                raise self._invalid(f"it is larger than {_MAX_ANSWER_BYTES} bytes")
+        return bytes(raw)
 
     def _meter(self, raw: bytes) -> Metered:
         try:
@@ -104,7 +122,7 @@ class Serving:
         Raises:
             WaterfallError: the upstream did not start to answer; the hold is closed by then.
         """
-        relay = _Relay(self._drain_seconds)
+        relay = _Relay(self._stalled_client_seconds)
         task = self._calls.start(self._pump(relay))
         try:
             await asyncio.wait([task, relay.started], return_when=asyncio.FIRST_COMPLETED)
@@ -112,7 +130,7 @@ class Serving:
             relay.leave()  # or the pump would wait for ever for somebody to read
             raise
         if relay.started.done():
-            return StreamAnswer(relay, hold_headers(self._held))
+            return StreamAnswer(relay)
         try:
             task.result()
         except _Refused as refusal:
@@ -143,21 +161,17 @@ class Serving:
         meter = _StreamMeter(include_usage=self._request.include_usage)
         cut: WaterfallError | None = None
         try:
-            async with relay.bounded(), self._answer() as response:
+            async with self._answer() as response:
                 if not _is_answer(response):
-                    raise _Refused(self._model, response, await response.read())
-                relay.start()
+                    raise _Refused(self._model, response, await self._read(response))
                 async for event in events(response.content.iter_any()):
+                    relay.start()
                     for data in meter.take(event):
                         await relay.send(data)
         except (UpstreamInvalid, UpstreamTimeout) as error:
             cut = error
         except NotAStream as error:
             cut = self._invalid(str(error))
-        except TimeoutError:
-            cut = self._invalid(
-                f"its client left and it went on for more than {self._drain_seconds:g} seconds"
-            )
         return await self._capture(meter, cut)
 
     async def _capture(self, meter: "_StreamMeter", cut: WaterfallError | None) -> list[bytes]:
@@ -236,30 +250,36 @@ def _is_answer(response: aiohttp.ClientResponse) -> bool:
     return 200 <= response.status < 300  # noqa: PLR2004 - success
 
 
-class _Refused(UpstreamUnavailable):
-    """The upstream {upstream} answered {status}."""
+class _Refused(UpstreamRefused):
+    """The upstream {upstream} answered {status}: {reason}."""
 
     def __init__(self, model: Model, response: aiohttp.ClientResponse, raw: bytes) -> None:
-        super().__init__(upstream=model.upstream.name, status=response.status)
+        reason = (
+            "it refused this gateway's own key or account" if response.status in _OUR_ACCOUNT else _text(raw)
+        )
+        super().__init__(upstream=model.upstream.name, status=response.status, reason=reason)
+        self.may_have_run = response.status in _MAY_HAVE_RUN
         self._raw = raw
         self._status = response.status
         self._headers = {
             name: response.headers[name] for name in _PASSED_ON_HEADERS if name in response.headers
         }
+        if self.may_have_run:
+            self._headers["x-should-retry"] = "false"
 
     def answer(self) -> Response:
-        """The upstream's own error, unless it is about us or not one at all."""
-        if self._status in _OUR_ACCOUNT:
-            error: WaterfallError = UpstreamUnavailable(
-                upstream=self.details["upstream"], reason="it refused this gateway's own key or account"
-            )
-        elif self._status < 400 or not _is_error(self._raw):  # noqa: PLR2004 - not an error status
-            error = UpstreamUnavailable(
-                upstream=self.details["upstream"], reason=f"it answered {self._status}"
-            )
-        else:
-            return Response(self._raw, self._status, self._headers, "application/json")
-        return Response(orjson.dumps(error_body(error)), error.status, self._headers, "application/json")
+        """The upstream's own error, unless it is about us or not one that the caller's client can read."""
+        ours = self._status in _OUR_ACCOUNT or self._status < 400  # noqa: PLR2004 - not an error status
+        raw = self._raw if not ours and _is_error(self._raw) else orjson.dumps(error_body(self))
+        return Response(raw, self.status if ours else self._status, self._headers, "application/json")
+
+
+def _text(raw: bytes) -> str:
+    """What a refusal says, for people: not a page of HTML."""
+    text = raw.decode(errors="replace").strip()
+    return (
+        "it gives no reason" if not text or text.startswith("<") else text[:_SHOWN_OF_A_REFUSAL].rstrip(".")
+    )
 
 
 def _is_error(raw: bytes) -> bool:
@@ -276,60 +296,50 @@ def _error_event(error: WaterfallError) -> bytes:
 
 
 class _Relay:
-    """Between a pump that must go on and a client that may leave."""
+    """Between a pump that must go on and a client that may leave, or stall."""
 
-    def __init__(self, drain_seconds: float) -> None:
+    def __init__(self, stalled_seconds: float) -> None:
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._drain_seconds = drain_seconds
+        self._stalled_seconds = stalled_seconds
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUED_EVENTS)
         self._left = False
-        self._limit = asyncio.timeout(None)
-        self._limited = False
-
-    @asynccontextmanager
-    async def bounded(self) -> AsyncIterator[None]:
-        """Run until the drain limit, which begins when the client leaves.
-
-        Raises:
-            TimeoutError
-        """
-        async with self._limit:
-            self._limited = True
-            try:
-                yield
-            finally:
-                self._limited = False
 
     def start(self) -> None:
         """The upstream has begun to answer."""
-        self.started.set_result(None)
+        if not self.started.done():
+            self.started.set_result(None)
 
-    async def send(self, data: bytes) -> None:
-        """Hand bytes to the client, at its pace; drop them once it has left."""
-        if not self._left:
-            await self._queue.put(data)
+    async def send(self, data: bytes | None) -> None:
+        """Hand bytes, or the end, to the client at its pace; drop them once it has left, or takes none."""
+        if self._left:
+            return
+        if not self._queue.full():
+            self._queue.put_nowait(data)
+            return
+        try:
+            async with asyncio.timeout(self._stalled_seconds):
+                await self._queue.put(data)
+        except TimeoutError:
+            self.leave(_error_event(StreamDropped(seconds=f"{self._stalled_seconds:g}")))
 
     async def end(self, last: list[bytes]) -> None:
         """Hand the last bytes over and end the answer."""
-        for data in last:
+        for data in (*last, None):
             await self.send(data)
-        if not self._left:
-            await self._queue.put(None)
 
     async def next(self) -> bytes | None:
         """The next bytes for the client; None: no more."""
         return await self._queue.get()
 
-    def leave(self) -> None:
-        """The client has gone, or has everything."""
+    def leave(self, *last: bytes) -> None:
+        """The client has gone, or has everything, or is taken for gone and told so should it come back."""
         if self._left:
             return
         self._left = True
         while not self._queue.empty():  # also wakes a pump that waits for room
             self._queue.get_nowait()
-        self._queue.put_nowait(None)
-        if self._limited:
-            self._limit.reschedule(asyncio.get_running_loop().time() + self._drain_seconds)
+        for data in (*last, None):
+            self._queue.put_nowait(data)
 
 
 class StreamAnswer(Response):
@@ -337,8 +347,8 @@ class StreamAnswer(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, relay: _Relay, headers: dict[str, str]) -> None:
-        super().__init__(headers={**headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, relay: _Relay) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._relay = relay
 

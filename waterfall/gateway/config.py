@@ -2,27 +2,45 @@
 
 import os
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from waterfall.types import Frozen, Price
+
+_LONGEST_SECONDS = 86_400
 
 
 class GatewaySettings(Frozen):
     """`[gateway]`: the HTTP server."""
 
     host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
+    port: int = Field(default=8000, ge=0, le=65535, strict=True)
     """0 takes a free port."""
     admin_key_env: str = "WATERFALL_ADMIN_KEY"
     """Environment variable with the platform's first API key."""
-    max_body_bytes: int = Field(default=16 * 2**20, ge=1024)
-    default_max_output_tokens: int = Field(default=4096, ge=1)
+    max_body_bytes: int = Field(default=16 * 2**20, ge=1024, strict=True)
+    default_max_output_tokens: int = Field(default=4096, ge=1, strict=True)
     """Output cap of a call that sets none."""
-    max_projection_age_seconds: float = Field(default=60, gt=0)
+    max_projection_age_seconds: float = Field(default=60, gt=0, le=_LONGEST_SECONDS)
     """No call is authorised on a view of the chain older than this."""
-    drain_seconds: float = Field(default=60, gt=0)
-    """How long the rest of a stream is read, for its usage, after its client has gone."""
+    stalled_client_seconds: float = Field(default=30, gt=0, le=_LONGEST_SECONDS)
+    """A client that takes nothing of its stream for so long is taken for gone; the stream is read to its end."""
+    drain_seconds: float = Field(default=60, gt=0, le=_LONGEST_SECONDS)
+    """How long a stop waits for running calls."""
+
+
+def _base_url(text: str) -> str:
+    wrong = "must be such as https://api.example.com/v1, without credentials or query"
+    try:
+        url = urlsplit(text)
+        port_is_one = url.port is None or url.port > 0
+    except ValueError:
+        raise ValueError(wrong) from None
+    is_plain = url.username is None and not url.query and not url.fragment and text == "".join(text.split())
+    if url.scheme not in {"http", "https"} or not url.hostname or not port_is_one or not is_plain:
+        raise ValueError(wrong)
+    return text
 
 
 class UpstreamSettings(Frozen):
@@ -30,16 +48,18 @@ class UpstreamSettings(Frozen):
 
     kind: Literal["openai"]
     """What it speaks."""
-    base_url: str = Field(pattern=r"^https?://[^\s/]+")
+    base_url: Annotated[str, AfterValidator(_base_url)]
     """Up to and with /v1."""
     api_key_env: str | None = None
     output_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """The request field by which this upstream limits output."""
-    max_choices: int = Field(default=128, ge=1, le=128)
+    max_choices: int = Field(default=128, ge=1, le=128, strict=True)
     """Most choices (`n`) of a call; 1 for servers such as llama.cpp's that report the usage of one choice only."""
-    connect_seconds: float = Field(default=10, gt=0)
-    timeout_seconds: float = Field(default=600, gt=0)
+    connect_seconds: float = Field(default=10, gt=0, le=_LONGEST_SECONDS)
+    timeout_seconds: float = Field(default=600, gt=0, le=_LONGEST_SECONDS)
     """Longest silence before and within an answer."""
+    max_call_seconds: float = Field(default=1200, gt=0, le=_LONGEST_SECONDS)
+    """Longest call, from its request to its last byte. A policy counts as expired so long before it is."""
 
     @property
     def api_key(self) -> str | None:
@@ -64,7 +84,7 @@ class ModelSettings(Frozen):
     """The upstream's name for it; absent: the same."""
     provider: str | None = None
     """Whose published prices apply (an id of genai-prices); absent: found by the model's name."""
-    max_output_tokens: int | None = Field(default=None, ge=1)
+    max_output_tokens: int | None = Field(default=None, ge=1, strict=True)
     """Output cap of a call that sets none; absent: the gateway's."""
     input_usd_per_mtok: _PriceText | None = None
     cached_input_usd_per_mtok: _PriceText | None = None

@@ -3,6 +3,7 @@
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import orjson
 
 _MAX_EVENT_BYTES = 16 * 2**20
+_END_OF_EVENT = re.compile(rb"\n\n|\r\n\r\n|\r\r")
+_LONGEST_END = 4
 DONE = b"[DONE]"
 _FIELDS_WITHOUT_DATA = {b"", b"event", b"id", b"retry"}  # "" also begins a comment
 
@@ -39,21 +42,19 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[Event]:
     Raises:
         NotAStream: an event that is too large, or whose data is not a chunk or [DONE], or that is none.
     """
-    buffer = b""
+    buffer, searched = bytearray(), 0
     async for chunk in chunks:
         buffer += chunk
-        while (end := _end_of_event(buffer)) is not None:
-            raw, buffer = buffer[:end], buffer[end:]
+        while end := _END_OF_EVENT.search(buffer, searched):
+            raw = bytes(buffer[: end.end()])
+            del buffer[: len(raw)]
+            searched = 0
             yield _event(raw)
+        searched = max(0, len(buffer) - _LONGEST_END + 1)
         if len(buffer) > _MAX_EVENT_BYTES:
             raise NotAStream("an event is too large")
     if buffer.strip():
-        yield _event(buffer)
-
-
-def _end_of_event(buffer: bytes) -> int | None:
-    ends = [at + len(mark) for mark in (b"\n\n", b"\r\n\r\n", b"\r\r") if (at := buffer.find(mark)) >= 0]
-    return min(ends, default=None)
+        yield _event(bytes(buffer))
 
 
 def _event(raw: bytes) -> Event:

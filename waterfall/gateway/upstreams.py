@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import aiohttp
+import structlog
 
 from waterfall.errors import (
     HoldNotOpen,
@@ -16,6 +17,8 @@ from waterfall.errors import (
     WaterfallError,
 )
 from waterfall.gateway.config import UpstreamSettings
+
+log = structlog.get_logger()
 
 # Idle connections are closed before the provider closes them: a request that meets a closing connection may or
 # may not have been served.
@@ -33,6 +36,8 @@ class Upstream:
         self.name = name
         self.settings = settings
         self._session: aiohttp.ClientSession | None = None
+        self._limits: set[asyncio.Timeout] = set()
+        self._is_cut = False
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -55,27 +60,55 @@ class Upstream:
     async def post(self, path: str, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request; the answer's status and headers are there, its body is still to be read.
 
+        What aiohttp says of a failure names hosts and ports, so it is logged and not told to callers.
+
         Raises:
-            NotReached: the provider cannot have seen the request.
+            UpstreamUnavailable: the provider cannot have seen the request.
             UpstreamTimeout, UpstreamInvalid: it may have, also while the body is read.
         """
-        url = self.settings.base_url.rstrip("/") + path
+        settings = self.settings
+        url = settings.base_url.rstrip("/") + path
+        end = asyncio.get_running_loop().time() + settings.max_call_seconds
+        answered = False
         try:
             # aiohttp's own limits say nothing of an upstream that does not take the request in.
-            async with asyncio.timeout(
-                self.settings.connect_seconds + 2 * self.settings.timeout_seconds
-            ) as limit:
+            first = min(settings.connect_seconds + 2 * settings.timeout_seconds, settings.max_call_seconds)
+            async with (
+                asyncio.timeout(first) as limit,
+                self._may_be_cut(limit),
                 # A redirect would let another server see the request and run it.
-                async with self._open().post(url, data=_payload(body), allow_redirects=False) as response:
-                    limit.reschedule(None)
-                    yield response
+                self._open().post(url, data=_payload(body), allow_redirects=False) as response,
+            ):
+                answered = True
+                if not self._is_cut:
+                    limit.reschedule(end)
+                yield response
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
-            raise NotReached(upstream=self.name, reason=str(error) or type(error).__name__) from error
+            log.warning("upstream not reached", upstream=self.name, reason=repr(error))
+            raise UpstreamUnavailable(upstream=self.name, reason="no connection") from error
         except TimeoutError as error:
-            raise UpstreamTimeout(upstream=self.name, seconds=self.settings.timeout_seconds) from error
+            if self._is_cut:
+                raise UpstreamInvalid(upstream=self.name, reason="the gateway stopped") from error
+            seconds = settings.max_call_seconds if answered and limit.expired() else settings.timeout_seconds
+            raise UpstreamTimeout(upstream=self.name, seconds=seconds) from error
         except aiohttp.ClientError as error:
-            reason = str(error) or type(error).__name__
-            raise UpstreamInvalid(upstream=self.name, reason=f"the connection broke: {reason}") from error
+            log.warning("upstream broke off", upstream=self.name, reason=repr(error))
+            raise UpstreamInvalid(upstream=self.name, reason="the connection broke") from error
+
+    @asynccontextmanager
+    async def _may_be_cut(self, limit: asyncio.Timeout) -> AsyncIterator[None]:
+        self._limits.add(limit)
+        try:
+            yield
+        finally:
+            self._limits.remove(limit)
+
+    def cut(self) -> None:
+        """End what still runs, as if the provider had broken off: closing its connections would not."""
+        self._is_cut = True
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(0)
 
     async def close(self) -> None:
         """Close the connections. One that the provider takes nothing from is left to the end of the process."""
@@ -88,10 +121,6 @@ class Upstream:
 def _payload(body: bytes) -> bytes | io.BytesIO:
     """What aiohttp is given to send: a large body piece by piece, so that it does not block the event loop."""
     return body if len(body) <= _LARGE_BYTES else io.BytesIO(body)
-
-
-class NotReached(UpstreamUnavailable):
-    """The upstream {upstream} cannot be reached: {reason}. Nothing was charged."""
 
 
 def may_be_retried(error: WaterfallError) -> bool:

@@ -36,14 +36,21 @@ def hash_of(secret: str) -> str:
 def add_key(
     tx: Transaction, secret: str, *, account: str | None, name: str, expires_at: int | None
 ) -> ApiKey:
-    """Register a key; registering the same secret again changes nothing but its name and expiry."""
-    values = {"account": account, "name": name, "expires_at": expires_at}
+    """Register a key; registering the same secret again renews it, with this name and expiry."""
+    values = {"account": account, "name": name, "expires_at": expires_at, "revoked_at": None}
     table = schema.api_keys
     hashed = hash_of(secret)
     if tx.run(table.update().where(table.c.hash == hashed).values(**values)).rowcount == 0:
         row = {"id": "key_" + secrets.token_hex(8), "hash": hashed, "created_at": now_ms(), **values}
         tx.run(table.insert(), row)
     return _read(tx.run(sa.select(table).where(table.c.hash == hashed)).one())
+
+
+def revoke_others(tx: Transaction, key: ApiKey) -> None:
+    """Revoke every other key of the same account and name: this one has taken their place."""
+    table = schema.api_keys
+    others = table.c.account.is_not_distinct_from(key.account), table.c.name == key.name, table.c.id != key.id
+    tx.run(table.update().where(*others, table.c.revoked_at.is_(None)).values(revoked_at=now_ms()))
 
 
 def all_keys(connection: sa.Connection) -> dict[str, ApiKey]:

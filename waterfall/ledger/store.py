@@ -245,6 +245,19 @@ class Ledger:
         self._keys[keys.hash_of(secret)] = key
         return key
 
+    async def set_platform_key(self, secret: str, name: str) -> None:
+        """Make this the platform's only key of this name.
+
+        Raises:
+            LedgerError
+        """
+
+        def operation(tx: Transaction) -> None:
+            keys.revoke_others(tx, keys.add_key(tx, secret, account=None, name=name, expires_at=None))
+
+        await self._writer.run(operation)
+        self._keys = await self.read(keys.all_keys)
+
     # ── The chain's view ─────────────────────────────────────────────────────────────────────────────
 
     async def apply(self, blocks: Sequence[tuple[Block, Events]], *, spendable: int, final: int) -> None:
