@@ -22,7 +22,8 @@ help: ## Show this list
 setup: $(VENV)/.ready ## Install everything (Python and npm packages, pinned), once
 
 $(VENV)/.tools:
-	@test -n "$(PYTHON)" || { echo "Waterfall needs Python 3.11 or newer: none found on PATH." >&2; exit 1; }
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo "Waterfall needs Python 3.11 or newer: found $(or $(PYTHON),none on PATH)." >&2; exit 1; }
 	@node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' 2>/dev/null \
 	  || { echo "Waterfall needs Node 20 or newer: found $$(node --version 2>/dev/null || echo none)." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) && touch $@
@@ -32,9 +33,12 @@ $(VENV)/.python: requirements.txt $(VENV)/.tools
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements.txt
 	@touch $@
 
-$(VENV)/.node: package-lock.json .npmrc $(VENV)/.tools
+node_modules/.ready: package-lock.json .npmrc $(VENV)/.tools
 	@echo "Installing npm packages (anvil, forge, solc, Solidity libraries) …"
-	@npm ci --silent
+	@npm ci --loglevel=error --no-progress > /dev/null
+	@touch $@
+
+$(VENV)/.node: node_modules/.ready
 	@ln -sf $(CURDIR)/node_modules/@foundry-rs/*/bin/anvil $(CURDIR)/node_modules/@foundry-rs/*/bin/forge $(VENV)/bin/
 	@mkdir -p $(VENV)/solcx && ln -sf $(CURDIR)/scripts/solc.mjs $(VENV)/solcx/solc-v0.8.37
 	@touch $@

@@ -85,7 +85,9 @@ interface ICreditVault {
     }
 
     struct PlatformView {
+        /// @dev address(0): there is no such platform.
         address owner;
+        /// @dev Where earnings go.
         address payout;
         /// @dev Seconds between an exit's request and its maturity.
         uint32 exitDelay;
@@ -107,6 +109,7 @@ interface ICreditVault {
         uint96 balance;
         /// @dev Credit charged in window number `window`; of no meaning without LIMIT_PER_WINDOW.
         uint80 spentInWindow;
+        /// @dev Block time / windowSeconds at the last charge or change of policy; of no meaning without a window.
         uint32 window;
         /// @dev Lines in the account's statement so far; each money event carries its line number from 1 on.
         uint40 entries;
@@ -135,13 +138,18 @@ interface ICreditVault {
 
     // ──────────────────────────────────────────── Events ─────────────────────────────────────────────
 
+    /// @param exitDelay seconds between an exit's request and its maturity
+    /// @param salt the registrant's own, of which the id was derived
     event PlatformRegistered(
         uint128 indexed platform, address indexed owner, address payout, uint32 exitDelay, bytes32 salt
     );
+    /// @notice From this block's timestamp on, inclusive, the meter may sign for the platform.
     event MeterAdded(uint128 indexed platform, address indexed meter);
-    /// @param compromisedSince 0 if the key was not compromised
+    /// @notice From this block's timestamp on, inclusive, nothing the meter signs counts.
+    /// @param compromisedSince second since when, inclusive, its signatures are void; 0 if the key was not compromised
     event MeterRetired(uint128 indexed platform, address indexed meter, uint40 compromisedSince);
 
+    /// @notice Credit arrived.
     /// @param payer where the tokens came from
     /// @param label which of `owner`'s accounts
     /// @param amount credit, measured from the vault's own token balance
@@ -156,9 +164,14 @@ interface ICreditVault {
         uint40 entry
     );
 
+    /// @notice Other limits bind from now on.
     /// @param limits LIMIT_* bits of the limits that exist from now on
     event PolicySet(uint128 indexed platform, bytes32 indexed account, uint8 limits, Policy policy);
 
+    /// @notice A charge was made, once for its id.
+    /// @param amount credit
+    /// @param entry line number in the account's statement
+    /// @param receiptHash EIP-712 digest of the call's UsageReceipt
     event Charged(
         bytes32 indexed account, uint64 indexed id, uint96 amount, uint40 entry, bytes32 receiptHash
     );
@@ -170,8 +183,11 @@ interface ICreditVault {
         uint128 indexed platform, bytes32 indexed account, uint64 indexed id, Rejection reason
     );
 
+    /// @notice Credit is on its way out; charges may still draw on it before `maturesAt`.
     /// @param amount credit moved from the balance by this request
     /// @param total credit in the pending exit afterwards
+    /// @param maturesAt second from which on, inclusive, the exit can be finalized and not charged
+    /// @param entry line number in the account's statement
     event ExitRequested(
         uint128 indexed platform,
         bytes32 indexed account,
@@ -180,9 +196,14 @@ interface ICreditVault {
         uint40 maturesAt,
         uint40 entry
     );
+    /// @notice The whole exit went back to the balance.
+    /// @param amount credit
+    /// @param entry line number in the account's statement
     event ExitCancelled(uint128 indexed platform, bytes32 indexed account, uint96 amount, uint40 entry);
+    /// @notice The exit was paid out.
     /// @param tokens token base units sent to `to`
     /// @param remainder credit below one token base unit, returned to the balance
+    /// @param entry line number in the account's statement
     event ExitFinalized(
         uint128 indexed platform,
         bytes32 indexed account,
@@ -191,35 +212,61 @@ interface ICreditVault {
         uint96 remainder,
         uint40 entry
     );
+    /// @notice The platform took earnings out.
+    /// @param tokens token base units sent to `payout`
     event EarningsWithdrawn(uint128 indexed platform, address indexed payout, uint256 tokens);
 
     // ──────────────────────────────────────────── Errors ─────────────────────────────────────────────
 
+    // Each carries both sides of its comparison; amounts are credit unless named `tokens`.
+
+    /// @notice An address that may not be zero is.
     error ZeroAddress();
+    /// @notice Nothing would move.
     error ZeroAmount();
     /// @notice So many tokens, asked for or held by the vault afterwards, are more credit than fits uint96.
     error AmountTooLarge(uint256 tokens, uint256 max);
+    /// @notice The vault's token must be a contract with 6 decimals.
     error NotATokenWithSixDecimals(address token);
+    /// @notice The caller registered with this salt before.
     error PlatformExists(uint128 platform);
+    /// @notice Nobody has registered this platform.
     error UnknownPlatform(uint128 platform);
+    /// @notice Seconds; `min` and `max` are inclusive.
     error ExitDelayOutOfRange(uint256 exitDelay, uint256 min, uint256 max);
+    /// @notice Only the platform's owner may do this.
     error NotPlatformOwner(uint128 platform, address caller);
+    /// @notice Only the account's owner may do this; of a platform-held account, the platform's owner.
     error NotAccountOwner(bytes32 account, address caller);
+    /// @notice The key is, or was, a meter of the platform.
     error MeterExists(uint128 platform, address meter);
+    /// @notice The key is not a meter of the platform, or not any more.
     error NotAMeter(uint128 platform, address meter);
+    /// @notice Seconds; `min` and `max` are inclusive.
     error CompromisedSinceOutOfRange(uint256 compromisedSince, uint256 min, uint256 max);
+    /// @notice Bits that are no LIMIT_*.
     error UnknownLimits(uint8 limits);
     /// @notice A policy field is set without the flag that makes it a limit.
     error LimitWithoutFlag(uint8 flag);
+    /// @notice Seconds; `min` is inclusive.
     error WindowTooShort(uint256 windowSeconds, uint256 min);
+    /// @notice A batch has at least one charge.
     error EmptyBatch();
+    /// @notice So many charges, of at most `max`.
     error BatchTooLarge(uint256 charges, uint256 max);
+    /// @notice The last second of a batch was before this block.
     error DeadlinePassed(uint256 deadline, uint256 timestamp);
+    /// @notice The last second of a batch may be `max` at most.
     error DeadlineTooFar(uint256 deadline, uint256 max);
+    /// @notice The account's balance is less, a pending exit not included.
     error ExceedsBalance(uint256 amount, uint256 available);
+    /// @notice The platform has earned less than that and not withdrawn it.
     error ExceedsEarnings(uint256 amount, uint256 available);
+    /// @notice The account has no exit under way.
     error NoExit(bytes32 account);
+    /// @notice The exit can be finalized from second `maturesAt` on.
     error ExitNotMature(uint256 maturesAt, uint256 timestamp);
+    /// @notice Zero, the vault and the token could never send tokens on.
     error BadRecipient(address to);
 
     // ─────────────────────────────────────────── Platforms ───────────────────────────────────────────
@@ -254,7 +301,9 @@ interface ICreditVault {
     // Every way credits what the vault's token balance grew by.
 
     /// @notice Pulls `tokens` from the caller into an account.
+    /// @param platform a registered one
     /// @param owner the user's wallet, or address(0) for an account the platform holds
+    /// @param label which of the owner's accounts
     /// @return account derived from platform, owner and label
     function deposit(uint128 platform, address owner, bytes32 label, uint256 tokens)
         external
@@ -263,6 +312,14 @@ interface ICreditVault {
     /// @notice Deposits with an EIP-3009 `receiveWithAuthorization` that `payer` signed; anyone may submit.
     /// @dev The authorization's nonce is `depositNonce(platform, owner, label, salt)`, which binds it to one
     ///      account; its `to` is the vault.
+    /// @param platform a registered one
+    /// @param owner the user's wallet, or address(0) for an account the platform holds
+    /// @param label which of the owner's accounts
+    /// @param payer who signed, and whose tokens move
+    /// @param tokens token base units
+    /// @param validAfter second after which the authorization is valid, exclusive
+    /// @param validBefore second before which it is valid, exclusive
+    /// @param salt tells the payer's authorizations for one account apart
     /// @param signature what the token takes: 65 bytes r ‖ s ‖ v, or an ERC-1271 signature
     function depositWithAuthorization(
         uint128 platform,
@@ -286,6 +343,7 @@ interface ICreditVault {
     /// @dev An id already used is skipped without an event; a charge that its account cannot bear emits
     ///      `ChargeRejected` and leaves its id unused. Draws on the balance first, then on an exit that has
     ///      not matured. Makes no external call and never reverts on the state of an account.
+    /// @param platform whose accounts are charged, and whose earnings grow
     /// @param charges 1 to MAX_CHARGES
     /// @param deadline last second at which the batch may be settled (inclusive), at most MAX_DEADLINE ahead
     /// @param meterSignature 65 bytes r ‖ s ‖ v over `hashSettlement(platform, charges, deadline)`, low s;
@@ -331,8 +389,12 @@ interface ICreditVault {
         view
         returns (bytes32);
 
+    /// @notice A platform as it stands; all zero if there is none.
     function platformOf(uint128 platform) external view returns (PlatformView memory);
+    /// @notice Since when, and until when, a key may sign for a platform; all zero if it never could.
     function meterOf(uint128 platform, address meter) external view returns (Meter memory);
+    /// @notice An account as it stands; all zero if nothing ever happened to it.
+    /// @param account as `accountId` derives it
     function accountOf(uint128 platform, bytes32 account) external view returns (AccountView memory);
 
     /// @notice Whether the charge id is used: it was charged, once, or voided.
@@ -355,8 +417,6 @@ interface ICreditVault {
 
     /// @notice The 6-decimal token that backs all credit.
     function token() external view returns (address);
-
-    // solhint-disable func-name-mixedcase
 
     /// @notice Flag of `Policy.maxPerCharge`: 1.
     function LIMIT_PER_CHARGE() external view returns (uint8);
