@@ -106,13 +106,6 @@ class IdempotencyConflict(WaterfallError):
     status = 409
 
 
-class AlreadyCharged(WaterfallError):
-    """This request ran before and its answer is no longer kept: see receipt {receipt}."""
-
-    code = "already_charged"
-    status = 409
-
-
 class HoldNotOpen(WaterfallError):
     """The hold {receipt} is not open any more."""
 
@@ -138,26 +131,28 @@ class PaymentRequired(WaterfallError):
 
 
 class InsufficientFunds(PaymentRequired):
-    """This call may cost up to {required} USD; {available} USD is available. Top the account up."""
+    """This call needs at least {required} USD, and {available} USD is available: top the account up."""
 
     code = "insufficient_funds"
 
 
 class FundsHeld(PaymentRequired):
-    """This call may cost up to {required} USD; {available} USD is available while calls of this account that
-    are still running hold {held} USD. Try again when they have ended."""
+    """This call needs at least {required} USD, and {available} USD is available while calls of this account that
+    are still running hold {held} USD: try again when they have ended."""
 
     code = "funds_held"
 
 
 class LimitExceeded(PaymentRequired):
-    """This call may cost up to {required} USD; the account's {scope} limit leaves {available} USD."""
+    """This call needs at least {required} USD, and the account's {scope} limit of {limit} USD leaves {available} USD:
+    ask for less output, or for a higher limit."""
 
     code = "limit_exceeded"
 
 
 class PolicyExpired(PaymentRequired):
-    """The account's spend policy expires at {expires_at}: nothing can be charged to it then."""
+    """The account's spend policy expires at Unix second {expires_at}, too soon for this call to be charged by then:
+    ask for a later one."""
 
     code = "policy_expired"
 

@@ -74,12 +74,14 @@ def _from_text_or_units(value: Any) -> Any:
 
 
 _AS_TEXT = PlainSerializer(format_usd, return_type=str, when_used="json")
-_SCHEMA = WithJsonSchema(
-    {"type": "string", "pattern": r"^-?\d+(\.\d+)?$", "examples": ["12.50"], "title": "USD"}
-)
 
-Usd = Annotated[int, BeforeValidator(_from_text_or_units), _AS_TEXT, _SCHEMA]
+
+def _schema(pattern: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": pattern, "examples": ["12.50"], "title": "USD"})
+
+
+Usd = Annotated[int, BeforeValidator(_from_text_or_units), _AS_TEXT, _schema(r"^-?\d+(\.\d+)?$")]
 """A pydantic field of our own models: units in Python, a decimal string of USD in JSON."""
 
-UsdText = Annotated[int, BeforeValidator(_from_text), _AS_TEXT, _SCHEMA]
+UsdText = Annotated[int, BeforeValidator(_from_text), _AS_TEXT, _schema(r"^\d+(\.\d+)?$")]
 """The same for bodies and files that people write: a bare number is refused, as it could mean either."""

@@ -186,11 +186,15 @@ class Charge(Frozen):
     receipt_hash: Hash32
 
 
+MAX_LIMIT = 2**80 - 1
+"""The largest limit a policy can have, credit units."""
+
+
 class Policy(Frozen):
     """Limits the platform puts on an account. An absent limit does not exist; a limit of 0 refuses."""
 
-    max_per_charge: Usd | None = Field(default=None, ge=0, lt=2**80)
-    max_per_window: Usd | None = Field(default=None, ge=0, lt=2**80)
+    max_per_charge: Usd | None = Field(default=None, ge=0, le=MAX_LIMIT)
+    max_per_window: Usd | None = Field(default=None, ge=0, le=MAX_LIMIT)
     window_seconds: int | None = Field(default=None, ge=60, lt=2**32)
     """Length of the fixed windows of block time that `max_per_window` counts in."""
     expires_at: int | None = Field(default=None, ge=0, lt=2**40)

@@ -1,12 +1,12 @@
 """The platform's own interface, under /api: accounts, keys, policies, statements, charges, receipts."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from waterfall.errors import InvalidRequest
+from waterfall.errors import InvalidRequest, ReceiptNotFound
 from waterfall.gateway.access import Access, authenticate
 from waterfall.gateway.calls import Calls, Metered
 from waterfall.gateway.models import Models
@@ -18,9 +18,10 @@ from waterfall.ledger.views import AccountRecord, CallRecord
 from waterfall.ledger.wallet import Wallet
 from waterfall.metering import prices
 from waterfall.metering.usage import UsageUnreadable, from_openai_chat
-from waterfall.money import MAX_UNITS, Usd, UsdText
+from waterfall.money import MAX_UNITS, Usd, UsdText, format_usd
 from waterfall.receipts import bytes_hash, canonical_hash
 from waterfall.types import (
+    MAX_LIMIT,
     ZERO_ADDRESS,
     Address,
     BigInt,
@@ -32,6 +33,8 @@ from waterfall.types import (
     Usage,
 )
 
+_LONGEST_SHOWN = 80
+"""Of a receipt's id that is asked for: longer than any, so that what is cut off makes none."""
 _NOTHING_SENT = "0x" + keccak(b"").hex()
 
 CallStatus = Literal["held", "released", "lost", "free", "queued", "batched", "settled", "final", "rejected"]
@@ -56,6 +59,38 @@ class ErrorBody(BaseModel):
     """Every error of every route."""
 
     error: ErrorFacts
+
+
+class RefusalFacts(ErrorFacts):
+    """Why a wallet refuses a call; amounts in USD."""
+
+    account: Hash32
+    required: Usd
+    """The least that would have let the call run."""
+    maximum: Usd
+    """The call's provable maximum."""
+    available: Usd
+    """What the account, or its limit, leaves."""
+    balance: Usd
+    """The account's balance once everything captured has settled."""
+    held: Usd
+    """Set aside for the account's running calls."""
+    deposit_address: Address | None = None
+    """Where to send USDC, if money is short."""
+    scope: Literal["per_charge", "per_window"] | None = None
+    """Which limit."""
+    limit: Usd | None = None
+    window_seconds: int | None = None
+    next_window_at: int | None = None
+    """Unix seconds of block time."""
+    expires_at: int | None = None
+    """Unix second from which the policy refuses everything."""
+
+
+class RefusalBody(BaseModel):
+    """A wallet's refusal."""
+
+    error: RefusalFacts
 
 
 class NewAccount(_Body):
@@ -106,16 +141,33 @@ class PolicyBody(_Body):
     """Limits; an absent one does not exist, one of 0 refuses everything."""
 
     max_per_charge: UsdText | None = None
+    """USD, inclusive."""
     max_per_window: UsdText | None = None
-    window_seconds: int | None = None
-    expires_at: int | None = None
+    """USD in one window, inclusive."""
+    window_seconds: Annotated[int, Field(strict=True, ge=60, lt=2**32)] | None = None
+    """Length of the fixed windows of block time that `max_per_window` counts in."""
+    expires_at: Annotated[int, Field(strict=True, ge=0, lt=2**40)] | None = None
+    """Unix second from which nothing may be charged."""
+
+    @field_validator("max_per_charge", "max_per_window")
+    @classmethod
+    def _fits(cls, value: int | None) -> int | None:
+        if value is not None and not 0 <= value <= MAX_LIMIT:
+            raise ValueError(f"must be from 0 to {format_usd(MAX_LIMIT)} USD")
+        return value
+
+    @model_validator(mode="after")
+    def _window_is_whole(self) -> "PolicyBody":
+        if (self.max_per_window is None) != (self.window_seconds is None):
+            raise ValueError("max_per_window and window_seconds belong together")
+        return self
 
 
 class NewKey(_Body):
     """A key to make."""
 
     name: str = Field(default="", max_length=100)
-    expires_at: int | None = Field(default=None, ge=0, lt=2**40)
+    expires_at: int | None = Field(default=None, ge=0, lt=2**40, strict=True)
     """Unix seconds; absent: never."""
 
 
@@ -156,6 +208,9 @@ class ReceiptView(BaseModel):
     held: Usd
     """The provable maximum that was set aside."""
     cost: Usd | None
+    """What was charged; null while nothing is."""
+    excess: Usd
+    """Metered beyond the hold, and so not charged: the platform's loss."""
     transaction: Hash32 | None
     block: int | None
     created_at: int
@@ -192,6 +247,10 @@ class TotalsView(BaseModel):
     balance: Usd
     held: Usd
     unsettled: Usd
+    excess: Usd
+    """Metered beyond holds: the platform's loss."""
+    incomplete: int
+    """Charges of answers whose usage never came."""
     calls: dict[str, int]
 
 
@@ -207,12 +266,17 @@ class PlatformView(BaseModel):
     head_timestamp: int | None
 
 
+_PAYMENT_REQUIRED = 402
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """A route's errors as OpenAPI documents them; whatever else goes wrong has the same format."""
-    return {**{status: {"model": ErrorBody} for status in statuses}, "default": {"model": ErrorBody}}
+    models = {status: RefusalBody if status == _PAYMENT_REQUIRED else ErrorBody for status in statuses}
+    return {status: {"model": model} for status, model in models.items()} | {"default": {"model": ErrorBody}}
 
 
-_IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
+IdempotencyKey = Annotated[str, Header(min_length=1, max_length=255)]
+"""The same key never charges twice."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +312,7 @@ async def _platform(who: Anyone) -> Access:
 
 Platform = Annotated[Access, Depends(_platform)]
 
-router = APIRouter(prefix="/api", responses=errors(400, 401, 402, 403, 404, 409, 413, 503))
+router = APIRouter(prefix="/api", responses=errors(400, 401, 503))
 
 
 async def _shown(here: Office, account: str) -> AccountView:
@@ -276,16 +340,14 @@ async def get_platform(here: Context, _: Anyone) -> PlatformView:
     )
 
 
-@router.get("/totals")
+@router.get("/totals", responses=errors(403))
 async def get_totals(here: Context, _: Platform) -> TotalsView:
     """Sums over all accounts."""
     totals = await here.ledger.read(views.totals)
-    return TotalsView(
-        balance=totals.balance, held=totals.held, unsettled=totals.unsettled, calls=totals.calls
-    )
+    return TotalsView.model_validate(asdict(totals))
 
 
-@router.post("/accounts", status_code=201)
+@router.post("/accounts", status_code=201, responses=errors(403, 409, 413))
 async def open_account(here: Context, _: Platform, body: NewAccount) -> AccountView:
     """Open an account; nothing is sent to the chain."""
     id_ = await here.ledger.write(
@@ -294,20 +356,20 @@ async def open_account(here: Context, _: Platform, body: NewAccount) -> AccountV
     return await _shown(here, id_)
 
 
-@router.get("/accounts")
+@router.get("/accounts", responses=errors(403))
 async def list_accounts(here: Context, _: Platform) -> list[AccountView]:
     """All accounts, oldest first."""
     return [account_view(record) for record in await here.ledger.read(views.accounts)]
 
 
-@router.get("/accounts/{account}")
+@router.get("/accounts/{account}", responses=errors(403, 404))
 async def get_account(here: Context, who: Anyone, account: Hash32) -> AccountView:
     """One account and its money."""
     who.require_account(account)
     return await _shown(here, account)
 
 
-@router.post("/accounts/{account}/keys", status_code=201)
+@router.post("/accounts/{account}/keys", status_code=201, responses=errors(403, 404, 413))
 async def make_key(here: Context, _: Platform, account: Hash32, body: NewKey) -> KeyView:
     """Make an API key of an account."""
     await _shown(here, account)
@@ -317,19 +379,16 @@ async def make_key(here: Context, _: Platform, account: Hash32, body: NewKey) ->
     return KeyView(id=key.id, key=secret, account=account, name=key.name, expires_at=body.expires_at)
 
 
-@router.put("/accounts/{account}/policy", status_code=202)
+@router.put("/accounts/{account}/policy", status_code=202, responses=errors(403, 404, 413))
 async def put_policy(here: Context, _: Platform, account: Hash32, body: PolicyBody) -> AccountView:
     """Set an account's limits: here at once, on the chain once earlier calls have settled."""
-    try:
-        policy = Policy(**body.model_dump())
-    except ValueError as error:
-        raise InvalidRequest(reason=_first_problem(error), param="policy") from None
+    policy = Policy(**body.model_dump())
     await here.ledger.write(lambda tx: accounts.order_policy(tx, account, policy))
     here.ledger.captured.set()
     return await _shown(here, account)
 
 
-@router.get("/accounts/{account}/statement")
+@router.get("/accounts/{account}/statement", responses=errors(403, 404))
 async def get_statement(
     here: Context,
     who: Anyone,
@@ -363,47 +422,48 @@ async def get_statement(
     )
 
 
-@router.post("/charges", status_code=202)
+@router.post("/charges", status_code=202, responses=errors(402, 403, 404, 409, 413))
 async def make_charge(
-    here: Context, who: Platform, request: Request, body: NewCharge, idempotency_key: _IdempotencyKey = None
+    here: Context, who: Platform, request: Request, body: NewCharge, idempotency_key: IdempotencyKey
 ) -> ReceiptView:
-    """Charge a call that was metered elsewhere."""
-    if idempotency_key is None:
-        raise InvalidRequest(
-            reason="The header Idempotency-Key is required: the same key never charges twice.",
-            param="Idempotency-Key",
+    """Charge a call that was metered elsewhere. A repeat is answered whatever has changed since."""
+    body_hash = bytes_hash(await request.body())
+    receipt_id = await here.ledger.find_charge(idempotency_key=idempotency_key, body_hash=body_hash)
+    if receipt_id is None:
+        usage, card, amount = _priced(body, here.models)
+        receipt_id = await here.calls.charge(
+            Caller(body.account, who.key.id),
+            model=body.model or "",
+            card=card,
+            amount=amount,
+            metered=Metered(usage, body.usage, body_hash, _NOTHING_SENT),
+            idempotency_key=idempotency_key,
         )
-    usage, card, amount = _priced(body, here.models)
-    receipt_id = await here.calls.charge(
-        Caller(body.account, who.key.id),
-        model=body.model or "",
-        card=card,
-        amount=amount,
-        metered=Metered(usage, body.usage, bytes_hash(await request.body()), _NOTHING_SENT),
-        idempotency_key=idempotency_key,
-    )
     return receipt_view(await _receipt(here, receipt_id))
 
 
-@router.get("/receipts/{receipt_id}")
+@router.get("/receipts/{receipt_id}", responses=errors(404))
 async def get_receipt(here: Context, who: Anyone, receipt_id: str) -> ReceiptView:
     """One call: its signed receipt and where its charge stands."""
-    record = await _receipt(here, receipt_id[:80])  # longer than any, so that what is cut off makes none
-    who.require_account(record.account)
+    record = await _receipt(here, receipt_id[:_LONGEST_SHOWN])
+    if not who.is_admin and record.account != who.key.account:
+        raise ReceiptNotFound(receipt=receipt_id[:_LONGEST_SHOWN])
     return receipt_view(record)
 
 
-@router.get("/calls")
+@router.get("/calls", responses=errors(403))
 async def list_calls(
     here: Context,
     who: Anyone,
     account: Hash32 | None = None,
     status: CallStatus | None = None,
+    complete: bool | None = None,
     before: ChargeId | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[ReceiptView]:
     """Calls, newest first; `status=lost` lists those that could not be metered.
 
+    `complete=false` lists those charged for what was put out, as the provider's usage never came.
     With `before` = the last call's charge id comes the next page.
     """
     if not who.is_admin:
@@ -416,6 +476,7 @@ async def list_calls(
             here.ledger.vault,
             account=account,
             state=status,
+            complete=complete,
             before=before,
             limit=limit,
         )
@@ -430,7 +491,7 @@ def _priced(body: NewCharge, models: Models) -> tuple[Usage, RateCard | None, in
         usage = from_openai_chat(body.usage)
         canonical_hash(body.usage)
     except UsageUnreadable as error:
-        raise InvalidRequest(reason=error.message, param="usage") from None
+        raise InvalidRequest(reason=f"usage: {error.details['reason']}.", param="usage") from None
     except (ValueError, OverflowError):  # Python reads NaN, 1e999 and half surrogates
         raise InvalidRequest(reason="usage: it has values that are not JSON.", param="usage") from None
     card = models.find(body.model).card
@@ -438,11 +499,6 @@ def _priced(body: NewCharge, models: Models) -> tuple[Usage, RateCard | None, in
     if amount == 0:
         raise InvalidRequest(reason="This usage costs nothing: there is nothing to charge.", param="usage")
     return usage, card, amount
-
-
-def _first_problem(error: ValueError) -> str:
-    problem = error.errors()[0] if hasattr(error, "errors") else {"loc": (), "msg": str(error)}
-    return f"{'.'.join(map(str, problem['loc'])) or 'policy'}: {problem['msg']}"
 
 
 def account_view(record: AccountRecord) -> AccountView:
@@ -480,6 +536,7 @@ def receipt_view(call: CallRecord) -> ReceiptView:
         reason=at.reason,
         held=call.held,
         cost=None if call.receipt is None else call.receipt.receipt.amount,
+        excess=call.excess,
         transaction=at.transaction,
         block=at.block,
         created_at=call.created_at,

@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,12 +26,42 @@ from waterfall.gateway.render import error_response, hold_headers
 from waterfall.gateway.upstreams import Upstream
 from waterfall.ledger.store import Ledger
 from waterfall.signers import Signer
+from waterfall.types import Hash32, RateCard
 
 log = structlog.get_logger()
 
 _NOT_FOUND, _NOT_ALLOWED = 404, 405
 _CUT_SECONDS = 2
 _LARGE_BODY = 2**18
+
+
+class ModelFacts(BaseModel):
+    """A model as OpenAI's clients read it, with what it costs."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str
+    """The upstream that serves it."""
+    price_id: Hash32
+    """Hash of `prices`, as receipts name it."""
+    prices: RateCard
+
+
+class ModelList(BaseModel):
+    """All models that may be called."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelFacts]
+
+
+class Health(BaseModel):
+    """Whether anything needs a person."""
+
+    status: Literal["ok", "halted"]
+    halted: dict[str, str]
+    """What has stopped: part → reason."""
+    version: str
 
 
 class Gateway:
@@ -88,7 +119,7 @@ class Gateway:
             self._chat_completions,
             methods=["POST"],
             response_class=Response,
-            responses=admin.errors(400, 401, 402, 403, 404, 409, 413, 502, 503, 504),
+            responses=_CHAT_ANSWERS | admin.errors(400, 401, 402, 403, 404, 413, 502, 503, 504) | _PASSED_ON,
             openapi_extra=_CHAT_OPENAPI,
         )
         app.add_api_route("/v1/models", self._list_models, methods=["GET"], responses=admin.errors(401))
@@ -96,7 +127,8 @@ class Gateway:
             "/healthz",
             self._health,
             methods=["GET"],
-            responses={503: {"description": "Something needs a person."}},
+            response_model=Health,
+            responses={503: {"model": Health, "description": "Something needs a person."}},
             openapi_extra={"security": []},
         )
         app.include_router(admin.router)
@@ -141,26 +173,23 @@ class Gateway:
         response.headers.update(hold_headers(held))
         return response
 
-    async def _list_models(self, request: Request) -> dict[str, Any]:
+    async def _list_models(self, request: Request) -> ModelList:
         """The models that may be called."""
         authenticate(self._ledger, request)
-        models = [
-            {
-                "id": model.name,
-                "object": "model",
-                "created": 0,
-                "owned_by": model.upstream.name,
-                "price_id": model.price_id,
-            }
-            for model in self.models
-        ]
-        return {"object": "list", "data": models}
+        return ModelList(
+            data=[
+                ModelFacts(
+                    id=model.name, owned_by=model.upstream.name, price_id=model.price_id, prices=model.card
+                )
+                for model in self.models
+            ]
+        )
 
     async def _health(self) -> JSONResponse:
         """Whether anything needs a person."""
         healthy = not self._halted
-        body = {"status": "ok" if healthy else "halted", "halted": dict(self._halted), "version": __version__}
-        return JSONResponse(body, status_code=200 if healthy else 503)
+        body = Health(status="ok" if healthy else "halted", halted=dict(self._halted), version=__version__)
+        return JSONResponse(body.model_dump(), status_code=200 if healthy else 503)
 
 
 class _Documented(FastAPI):
@@ -174,6 +203,39 @@ class _Documented(FastAPI):
         return document
 
 
+def _money_header(description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+_CHAT_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The upstream's answer, untouched; with `stream`, its server-sent events.",
+        "headers": {
+            "X-Waterfall-Receipt-Id": _money_header("Names the call: see GET /api/receipts/{receipt_id}."),
+            "X-Waterfall-Hold": _money_header("The provable maximum that was set aside, in USD."),
+            "X-Waterfall-Cost": _money_header("What was charged, in USD. Not on a stream."),
+            "X-Waterfall-Balance": _money_header("The balance afterwards, in USD. Not on a stream."),
+        },
+        "content": {
+            "application/json": {"schema": {"type": "object", "additionalProperties": True}},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+}
+_PASSED_ON: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "An error; an upstream's own is passed on as it came.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["error"],
+                    "properties": {"error": {"type": "object", "additionalProperties": True}},
+                }
+            }
+        },
+    }
+}
 _CHAT_OPENAPI = {
     "parameters": [
         {
@@ -221,6 +283,9 @@ async def _on_invalid_request(_: Request, error: Exception) -> Response:
     problem = error.errors()[0]
     if problem["type"] == "json_invalid":
         reason, where = "The body is not JSON.", None
+    elif problem["type"] == "missing" and problem["loc"][0] == "header":
+        where = str(problem["loc"][1])
+        reason = f"The header {where} is required."
     else:
         where = ".".join(str(part) for part in problem["loc"][1:]) or None
         reason = f"{where or 'The body'}: {str(problem['msg']).removeprefix('Value error, ')}."

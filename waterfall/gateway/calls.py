@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
 
-from waterfall.errors import HoldNotOpen, LedgerError, PaymentRequired, WaterfallError
+from waterfall.errors import FundsHeld, HoldNotOpen, InsufficientFunds, LedgerError, WaterfallError
 from waterfall.gateway.models import Model
 from waterfall.ledger.journal import Caller, Captured, Hold
 from waterfall.ledger.store import LEASE_MS, Ledger
@@ -79,15 +79,21 @@ class Calls:
     async def _hold(self, caller: Caller, model: Model, bound: Bound) -> Hold:
         block_time = self.ledger.block_time(self._max_age)
         await self.ledger.keep_rate_card(model.price_id, model.card)
-        try:
+        with self._top_up(caller.account):
             held = await self.ledger.hold(
                 caller, model.name, bound, block_time=block_time, expiry_margin=self._expiry_margin
             )
-        except PaymentRequired as error:
-            error.details["deposit_address"] = self.ledger.deposit_address(caller.account)
-            raise
         self._open[held.sequence] = held
         return held
+
+    @contextmanager
+    def _top_up(self, account: str) -> Iterator[None]:
+        """A refusal for want of money tells where to send some."""
+        try:
+            yield
+        except (InsufficientFunds, FundsHeld) as error:
+            error.details["deposit_address"] = self.ledger.deposit_address(account)
+            raise
 
     async def _release_unused(self, holding: "asyncio.Task[Hold]") -> None:
         with suppress(WaterfallError):
@@ -143,16 +149,17 @@ class Calls:
         price_id = canonical_hash(None if card is None else card.model_dump(mode="json"))
         if card is not None:
             await self.ledger.keep_rate_card(price_id, card)
-        return await self.ledger.charge(
-            caller,
-            model,
-            prices.fixed(amount),
-            lambda held: self.sign(held, model, card, price_id, amount, metered),
-            block_time=self.ledger.block_time(self._max_age),
-            expiry_margin=_SETTLEMENT_BOUND_SECONDS,
-            idempotency_key=idempotency_key,
-            body_hash=metered.request_hash,
-        )
+        with self._top_up(caller.account):
+            return await self.ledger.charge(
+                caller,
+                model,
+                prices.fixed(amount),
+                lambda held: self.sign(held, model, card, price_id, amount, metered),
+                block_time=self.ledger.block_time(self._max_age),
+                expiry_margin=_SETTLEMENT_BOUND_SECONDS,
+                idempotency_key=idempotency_key,
+                body_hash=metered.request_hash,
+            )
 
     def sign(
         self, held: Hold, model: str, card: RateCard | None, price_id: str, amount: int, metered: Metered
@@ -176,7 +183,8 @@ class Calls:
             amount=amount,
             # Never before the newest block, so that the meter was valid on the chain by then.
             issued_at=max(int(time.time()), head.block.timestamp if head is not None else 0),
-            complete=metered.reported is not None,
+            complete=metered.reported is not None
+            or card is None,  # an amount that the platform gave is whole
         )
         digest = receipt_digest(self._domain, receipt)
         return SignedReceipt(

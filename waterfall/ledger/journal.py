@@ -179,11 +179,21 @@ def charge_id(epoch: int, sequence: int) -> int:
     return epoch << SEQUENCE_BITS | sequence
 
 
+def sequence_of(id_: int) -> int:
+    """The sequence of a charge id."""
+    return id_ & (1 << SEQUENCE_BITS) - 1
+
+
+def epoch_of(id_: int) -> int:
+    """The epoch of a charge id: which ledger made it."""
+    return id_ >> SEQUENCE_BITS
+
+
 _END_HOLD = "UPDATE holds SET state = ?, reason = ?, ended_at = ? WHERE sequence = ? AND state = 'held'"
 _INSERT_CHARGE = """
 INSERT INTO charges (sequence, epoch, account, amount, excess, digest, receipt, meter, signature, usage, price_id,
-                     state, captured_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                     complete, state, captured_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
 
@@ -208,7 +218,7 @@ def capture(tx: Transaction, held: Hold, signed: SignedReceipt, excess: int = 0)
     _end(tx, held, "captured", None, now)
     row = (
         held.sequence,
-        signed.receipt.charge_id >> SEQUENCE_BITS,
+        epoch_of(signed.receipt.charge_id),
         held.account,
         str(amount),
         str(excess),
@@ -218,6 +228,7 @@ def capture(tx: Transaction, held: Hold, signed: SignedReceipt, excess: int = 0)
         signed.signature,
         None if signed.usage is None else json.dumps(signed.usage),
         signed.receipt.price_id,
+        signed.receipt.complete,
         "queued" if amount else "free",
         now,
     )
@@ -295,16 +306,9 @@ def charge(
         IdempotencyConflict: the key was used with another body.
         AccountNotFound, PaymentRequired
     """
-    table = schema.idempotency
-    seen = tx.run(
-        sa.select(table.c.body_hash, schema.holds.c.receipt_id)
-        .join_from(table, schema.holds)
-        .where(table.c.scope == scope, table.c.key == idempotency_key)
-    ).one_or_none()
+    seen = find_charge(tx.run, idempotency_key=idempotency_key, scope=scope, body_hash=body_hash)
     if seen is not None:
-        if seen.body_hash != body_hash:
-            raise IdempotencyConflict
-        return str(seen.receipt_id)
+        return seen
     held = order(tx)
     capture(tx, held, sign(held))
     row: dict[str, Any] = {
@@ -314,8 +318,34 @@ def charge(
         "sequence": held.sequence,
         "created_at": now_ms(),
     }
-    tx.run(table.insert(), row)
+    tx.run(schema.idempotency.insert(), row)
     return held.receipt_id
+
+
+def find_charge(
+    execute: Callable[[sa.Executable], sa.CursorResult[Any]],
+    *,
+    idempotency_key: str,
+    scope: str,
+    body_hash: str,
+) -> str | None:
+    """The receipt's id of the charge that was made under this key, if there is one.
+
+    Raises:
+        IdempotencyConflict: the key was used with another body.
+    """
+    table = schema.idempotency
+    query = (
+        sa.select(table.c.body_hash, schema.holds.c.receipt_id)
+        .join_from(table, schema.holds)
+        .where(table.c.scope == scope, table.c.key == idempotency_key)
+    )
+    seen = execute(query).one_or_none()
+    if seen is None:
+        return None
+    if seen.body_hash != body_hash:
+        raise IdempotencyConflict
+    return str(seen.receipt_id)
 
 
 # ── Recovery ─────────────────────────────────────────────────────────────────────────────────────────

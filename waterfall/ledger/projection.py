@@ -14,14 +14,12 @@ import sqlalchemy as sa
 from waterfall.chain import events as chain
 from waterfall.chain.vault import policy_of
 from waterfall.ledger import schema
-from waterfall.ledger.journal import QUEUED_AGAIN, SEQUENCE_BITS, now_ms, recount
+from waterfall.ledger.journal import QUEUED_AGAIN, epoch_of, now_ms, recount, sequence_of
 from waterfall.ledger.writer import Transaction
 from waterfall.types import ZERO_ADDRESS, Policy
 
 UNKNOWN_LABEL = "0x" + "00" * 32
 """Stands for owner and label of an account of which the chain has shown a policy only, so far."""
-
-_SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +115,7 @@ class Projection:
             wallet["window"] = window
         meant = self._settle(event.id, "settled", block, position)
         if meant is None:
-            if event.id >> SEQUENCE_BITS == self._epoch():
+            if epoch_of(event.id) == self._epoch():
                 self.mismatches.append(
                     f"charge {event.id} is on the chain and, though of this ledger's epoch, not in its journal: "
                     "the database is older than the chain; run `waterfall rebuild`"
@@ -138,7 +136,7 @@ class Projection:
         table = schema.charges
         row = self._tx.run(
             sa.select(table.c.account, table.c.amount, table.c.digest, table.c.state).where(
-                table.c.sequence == id_ & _SEQUENCE_MASK, table.c.epoch == id_ >> SEQUENCE_BITS
+                table.c.sequence == sequence_of(id_), table.c.epoch == epoch_of(id_)
             )
         ).one_or_none()
         if row is not None:
@@ -149,7 +147,7 @@ class Projection:
                 "tx_hash": position.tx_hash,
                 "settled_at": now_ms(),
             }
-            self._tx.run(table.update().where(table.c.sequence == id_ & _SEQUENCE_MASK).values(**values))
+            self._tx.run(table.update().where(table.c.sequence == sequence_of(id_)).values(**values))
         return row
 
     def _epoch(self) -> int:

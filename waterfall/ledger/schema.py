@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.types import TypeDecorator
 
-VERSION = "1"
+VERSION = "2"
 
 metadata = sa.MetaData()
 
@@ -132,6 +132,7 @@ charges = _table(
     _column("signature"),
     _column("usage", nullable=True),  # JSON, the provider's whole object
     _column("price_id"),
+    _column("complete", sa.Integer),  # 0: the provider's usage never came
     _column("state"),
     _column("reason", nullable=True),
     _column("signer", nullable=True),  # with `nonce`: the slot that carries it

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from waterfall.chain.transactions import Broadcast, Fees, Signed
 from waterfall.ledger import schema
-from waterfall.ledger.journal import SEQUENCE_BITS, charge_id, now_ms
+from waterfall.ledger.journal import charge_id, now_ms, sequence_of
 from waterfall.ledger.writer import Transaction
 from waterfall.types import Charge, Policy
 
@@ -104,7 +104,7 @@ def open_slot(tx: Transaction, slot: Slot, attempt: Attempt, charges: Sequence[C
                 table.c.state == "queued",
             )
             .values(state="batched", signer=slot.signer, nonce=slot.nonce),
-            [{"its_sequence": charge.id & (1 << SEQUENCE_BITS) - 1} for charge in charges],
+            [{"its_sequence": sequence_of(charge.id)} for charge in charges],
         )
     if slot.purpose == "policy":
         orders = schema.policy_orders

@@ -201,6 +201,18 @@ class Ledger:
         self.captured.set()
         return receipt_id
 
+    async def find_charge(self, *, idempotency_key: str, body_hash: str) -> str | None:
+        """The receipt's id of an earlier `charge` under this key, if there is one.
+
+        Raises:
+            IdempotencyConflict, LedgerError
+        """
+        return await self.read(
+            lambda c: journal.find_charge(
+                c.execute, idempotency_key=idempotency_key, scope=_CHARGES, body_hash=body_hash
+            )
+        )
+
     def block_time(self, max_age_seconds: float) -> int:
         """Timestamp of the newest block, for a decision about money.
 

@@ -9,11 +9,9 @@ import sqlalchemy as sa
 from waterfall.chain.vault import deposit_address
 from waterfall.errors import AccountNotFound, ReceiptNotFound
 from waterfall.ledger import schema
-from waterfall.ledger.journal import SEQUENCE_BITS, charge_id, wallet_of
+from waterfall.ledger.journal import charge_id, sequence_of, wallet_of
 from waterfall.ledger.wallet import Wallet
 from waterfall.types import Policy, RateCard, SignedReceipt, UsageReceipt
-
-_SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +55,8 @@ class CallRecord:
     account: str
     model: str
     held: int
+    excess: int
+    """Metered beyond the hold: the platform's loss."""
     created_at: int
     settlement: Settlement
     receipt: SignedReceipt | None
@@ -144,6 +144,7 @@ _CALLS = (
         schema.holds.c.state.label("hold_state"),
         schema.holds.c.reason.label("hold_reason"),
         schema.holds.c.created_at,
+        schema.charges.c.excess,
         schema.charges.c.digest,
         schema.charges.c.receipt,
         schema.charges.c.meter,
@@ -182,10 +183,11 @@ def calls(
     *,
     account: str | None = None,
     state: str | None = None,
+    complete: bool | None = None,
     before: int | None = None,
     limit: int = 100,
 ) -> list[CallRecord]:
-    """Calls, newest first, by account, by where they stand, and made before the one with this charge id."""
+    """Calls, newest first, by account, where they stand, whether usage came, made before the one with this charge id."""
     query = _CALLS.order_by(schema.holds.c.sequence.desc()).limit(limit)
     if account is not None:
         query = query.where(schema.holds.c.account == account)
@@ -193,8 +195,10 @@ def calls(
         query = query.where(schema.holds.c.state == state)
     elif state is not None:
         query = query.where(schema.charges.c.state == state)
+    if complete is not None:
+        query = query.where(schema.charges.c.complete == int(complete))
     if before is not None:
-        query = query.where(schema.holds.c.sequence < before & _SEQUENCE_MASK)
+        query = query.where(schema.holds.c.sequence < sequence_of(before))
     return [_call(row, chain_id, vault) for row in connection.execute(query)]
 
 
@@ -228,6 +232,7 @@ def _call(row: Any, chain_id: int, vault: str) -> CallRecord:
         account=row.account,
         model=row.model,
         held=row.held,
+        excess=row.excess or 0,
         created_at=row.created_at,
         settlement=Settlement(
             state=row.state or row.hold_state,
@@ -269,7 +274,7 @@ def statement(connection: sa.Connection, account_: str, after: int, limit: int) 
 
 def _receipt_ids(connection: sa.Connection, charge_ids: list[int]) -> dict[int, str]:
     holds = schema.holds
-    sequences = [id_ & _SEQUENCE_MASK for id_ in charge_ids]
+    sequences = [sequence_of(id_) for id_ in charge_ids]
     query = sa.select(holds.c.epoch, holds.c.sequence, holds.c.receipt_id).where(
         holds.c.sequence.in_(sequences)
     )
@@ -283,6 +288,10 @@ class Totals:
     balance: int
     held: int
     unsettled: int
+    excess: int
+    """Metered beyond holds: the platform's loss."""
+    incomplete: int
+    """Charges without the provider's usage."""
     calls: dict[str, int]
 
 
@@ -294,8 +303,15 @@ def totals(connection: sa.Connection) -> Totals:
     for table in (holds, charges):
         query = sa.select(table.c.state, sa.func.count()).group_by(table.c.state)
         counts |= {state: count for state, count in connection.execute(query) if state != "captured"}
+    excess = connection.execute(sa.select(charges.c.excess).where(charges.c.excess != 0)).scalars()
+    incomplete = sa.select(sa.func.count()).select_from(charges).where(charges.c.complete == 0)
     return Totals(
-        sum(r.balance for r in rows), sum(r.held for r in rows), sum(r.unsettled for r in rows), counts
+        balance=sum(r.balance for r in rows),
+        held=sum(r.held for r in rows),
+        unsettled=sum(r.unsettled for r in rows),
+        excess=sum(excess),
+        incomplete=connection.execute(incomplete).scalar_one(),
+        calls=counts,
     )
 
 

@@ -74,23 +74,19 @@ def authorise(wallet: Wallet, bound: Bound, block_time: int, expiry_margin: int)
         raise _short_of_funds(wallet, bound)
     for policy in wallet.policies:
         if policy.expires_at is not None and block_time + expiry_margin >= policy.expires_at:
-            raise PolicyExpired(account=wallet.account, expires_at=policy.expires_at)
+            raise PolicyExpired(**_facts(wallet, bound), expires_at=policy.expires_at)
         limits = {
-            "per_charge": policy.max_per_charge,
-            "per_window": wallet.left_in_window(policy, block_time),
+            "per_charge": (policy.max_per_charge, policy.max_per_charge),
+            "per_window": (policy.max_per_window, wallet.left_in_window(policy, block_time)),
         }
-        for scope, left in limits.items():
-            if left is None:
+        for scope, (limit, left) in limits.items():
+            if limit is None or left is None:
                 continue
             within = bound.affordable_output_tokens(left)
             if within is None:
+                facts = _facts(wallet, bound) | {"available": format_usd(left)}
                 raise LimitExceeded(
-                    account=wallet.account,
-                    scope=scope,
-                    required=format_usd(bound.amount(bound.least_output_tokens)),
-                    maximum=format_usd(bound.amount(bound.output_tokens)),
-                    available=format_usd(left),
-                    balance=format_usd(wallet.after_charges),
+                    **facts, scope=scope, limit=format_usd(limit), **_window(scope, policy, block_time)
                 )
             tokens = min(tokens, within)
     return tokens, bound.amount(tokens)
@@ -98,14 +94,25 @@ def authorise(wallet: Wallet, bound: Bound, block_time: int, expiry_margin: int)
 
 def _short_of_funds(wallet: Wallet, bound: Bound) -> InsufficientFunds | FundsHeld:
     required = bound.amount(bound.least_output_tokens)
-    facts = {
+    is_there = required <= wallet.balance - wallet.pending - wallet.unsettled
+    return (FundsHeld if is_there else InsufficientFunds)(**_facts(wallet, bound))
+
+
+def _facts(wallet: Wallet, bound: Bound) -> dict[str, str]:
+    """What every refusal tells, in USD."""
+    return {
         "account": wallet.account,
-        "required": format_usd(required),
+        "required": format_usd(bound.amount(bound.least_output_tokens)),
         "maximum": format_usd(bound.amount(bound.output_tokens)),
         "available": format_usd(wallet.available),
         "balance": format_usd(wallet.after_charges),
         "held": format_usd(wallet.held),
     }
-    if required <= wallet.balance - wallet.pending - wallet.unsettled:
-        return FundsHeld(**facts)
-    return InsufficientFunds(**facts)
+
+
+def _window(scope: str, policy: Policy, block_time: int) -> dict[str, int]:
+    """For a window's limit: its length, and when the next window begins, in Unix seconds of block time."""
+    seconds = policy.window_seconds
+    if scope != "per_window" or seconds is None:
+        return {}
+    return {"window_seconds": seconds, "next_window_at": (block_time // seconds + 1) * seconds}
