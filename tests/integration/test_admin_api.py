@@ -111,14 +111,12 @@ async def test_key__made__is_shown_once_and_kept_as_a_hash(client):
         ("POST", "/api/accounts/{other}/keys", {}),
         ("PUT", "/api/accounts/{other}/policy", {}),
         ("GET", "/api/calls?account={other}", None),
-        ("GET", "/api/receipts/{receipt}", None),
     ],
 )
 async def test_account_key__beyond_its_account__is_refused(client, method, path, body):
     own, key = await client.open_account()
-    other, other_key = await client.open_account(micro_usd=DEPOSIT)
-    _, _, headers = await client.chat(other_key)
-    names = {"own": own["id"], "other": other["id"], "receipt": headers["X-Waterfall-Receipt-Id"]}
+    other, _ = await client.open_account()
+    names = {"own": own["id"], "other": other["id"]}
     options = {} if body is None else {"json": {k: v.format(**names) for k, v in body.items()}}
     accounts = len((await client.request("GET", "/api/accounts"))[1])
 
@@ -130,6 +128,19 @@ async def test_account_key__beyond_its_account__is_refused(client, method, path,
     assert answer["error"]["type"] == "permission_error"
     assert len((await client.request("GET", "/api/accounts"))[1]) == accounts
     assert await client.account(own["id"]) == own
+
+
+async def test_account_key__receipt_of_another_account__is_as_if_there_were_none(client):
+    _, key = await client.open_account()
+    _, other_key = await client.open_account(micro_usd=DEPOSIT)
+    _, _, headers = await client.chat(other_key)
+    answers_ = [
+        await client.request("GET", f"/api/receipts/{receipt}", key=key)
+        for receipt in (headers["X-Waterfall-Receipt-Id"], "0" * 32)
+    ]
+    assert [(status, body["error"]["code"]) for status, body, _ in answers_] == [
+        (404, "receipt_not_found")
+    ] * 2
 
 
 async def test_account_key__its_own_account__may_be_read(client):
@@ -281,6 +292,42 @@ async def test_charge__repeated__is_the_same_receipt_before_and_after_it_settled
     await client.check_books(account, DEPOSIT, "0.5")
 
 
+async def test_charge__repeated_while_the_chain_is_silent__is_answered_all_the_same(client, monkeypatch):
+    account, _ = await client.open_account(micro_usd=DEPOSIT)
+    body = {"account": account["id"], "amount": "0.5"}
+    headers = {"Idempotency-Key": "order 8"}
+    _, first, _ = await client.request("POST", "/api/charges", json=body, headers=headers)
+    client.ledger.refuse("settlement has stopped")
+    try:
+        status, again, _ = await client.request("POST", "/api/charges", json=body, headers=headers)
+        assert (status, again["id"]) == (202, first["id"])
+        changed = body | {"amount": "0.6"}
+        status, conflict, _ = await client.request("POST", "/api/charges", json=changed, headers=headers)
+        assert (status, conflict["error"]["code"]) == (409, "idempotency_conflict")
+        headers = {"Idempotency-Key": "order 9"}
+        assert (await client.request("POST", "/api/charges", json=body, headers=headers))[0] == 503
+    finally:
+        client.ledger.refuse(None)
+
+
+async def test_charge__beyond_the_balance__tells_where_to_send_money(client):
+    account, _ = await client.open_account()
+    body = {"account": account["id"], "amount": "0.5"}
+    headers = {"Idempotency-Key": "order 10"}
+    status, refusal, _ = await client.request("POST", "/api/charges", json=body, headers=headers)
+    assert (status, refusal["error"]["deposit_address"]) == (402, account["deposit_address"])
+
+
+async def test_charge__of_an_amount__is_complete(client):
+    account, _ = await client.open_account(micro_usd=DEPOSIT)
+    before = (await client.request("GET", "/api/totals"))[1]
+    body = {"account": account["id"], "amount": "0.5"}
+    headers = {"Idempotency-Key": "order 11"}
+    _, charge, _ = await client.request("POST", "/api/charges", json=body, headers=headers)
+    assert charge["receipt"]["receipt"]["complete"] is True
+    assert (await client.request("GET", "/api/totals"))[1]["incomplete"] == before["incomplete"]
+
+
 # ── The rest ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -311,6 +358,26 @@ async def test_health__nothing_wrong__needs_no_key(client):
     assert (status, body["status"], body["halted"]) == (200, "ok", {})
 
 
+ALWAYS = {"400", "401", "503", "default"}
+ROUTES = {
+    ("POST", "/v1/chat/completions"): {*ALWAYS, "402", "403", "404", "413", "502", "504"},
+    ("GET", "/v1/models"): {"401", "default"},
+    ("GET", "/healthz"): {"503"},
+    ("GET", "/api/platform"): ALWAYS,
+    ("GET", "/api/totals"): {*ALWAYS, "403"},
+    ("GET", "/api/accounts"): {*ALWAYS, "403"},
+    ("POST", "/api/accounts"): {*ALWAYS, "403", "409", "413"},
+    ("GET", "/api/accounts/{account}"): {*ALWAYS, "403", "404"},
+    ("POST", "/api/accounts/{account}/keys"): {*ALWAYS, "403", "404", "413"},
+    ("PUT", "/api/accounts/{account}/policy"): {*ALWAYS, "403", "404", "413"},
+    ("GET", "/api/accounts/{account}/statement"): {*ALWAYS, "403", "404"},
+    ("POST", "/api/charges"): {*ALWAYS, "402", "403", "404", "409", "413"},
+    ("GET", "/api/receipts/{receipt_id}"): {*ALWAYS, "404"},
+    ("GET", "/api/calls"): {*ALWAYS, "403"},
+}
+FORMATS = {"402": "RefusalBody"}
+
+
 async def test_openapi__every_route__is_there_with_its_errors(client):
     status, document, _ = await client.request("GET", "/openapi.json", headers={"Authorization": ""})
     assert status == 200
@@ -319,44 +386,68 @@ async def test_openapi__every_route__is_there_with_its_errors(client):
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
-    assert set(operations) == {
-        ("POST", "/v1/chat/completions"),
-        ("GET", "/v1/models"),
-        ("GET", "/healthz"),
-        ("GET", "/api/platform"),
-        ("GET", "/api/totals"),
-        ("GET", "/api/accounts"),
-        ("POST", "/api/accounts"),
-        ("GET", "/api/accounts/{account}"),
-        ("POST", "/api/accounts/{account}/keys"),
-        ("PUT", "/api/accounts/{account}/policy"),
-        ("GET", "/api/accounts/{account}/statement"),
-        ("POST", "/api/charges"),
-        ("GET", "/api/receipts/{receipt_id}"),
-        ("GET", "/api/calls"),
-    }
-    for (method, path), operation in operations.items():
-        assert operation["summary"], path
-        answers_ = operation["responses"]
-        assert "422" not in answers_, "never sent: what is wrong with a request is a 400"
-        if path == "/healthz":
-            assert set(answers_) == {"200", "503"}
-            continue
-        errors = {status for status in answers_ if not status.startswith("2")}
-        expected = {"401", "default"}
-        expected |= (
-            {"400", "402", "403", "404", "413", "502", "503", "504"} if path.startswith("/v1/chat") else set()
-        )
-        expected |= {"400", "403"} if path.startswith("/api") else set()
-        assert errors >= expected, (method, path)
-        for status_ in errors:
-            schema = answers_[status_]["content"]["application/json"]["schema"]
-            assert schema == {"$ref": "#/components/schemas/ErrorBody"}, (method, path, status_)
+    assert set(operations) == set(ROUTES)
+    for route, operation in operations.items():
+        assert operation["summary"], route
+        errors = {status: answer for status, answer in operation["responses"].items() if status[0] != "2"}
+        assert set(errors) == ROUTES[route], route
+        for status_, answer_ in errors.items():
+            schema = answer_["content"]["application/json"]["schema"]
+            if route[1] == "/healthz":
+                assert schema == {"$ref": "#/components/schemas/Health"}
+            elif (route[1], status_) == ("/v1/chat/completions", "default"):
+                assert schema["required"] == ["error"], "an upstream's own error has any fields"
+            else:
+                form = FORMATS.get(status_, "ErrorBody")
+                assert schema == {"$ref": f"#/components/schemas/{form}"}, (route, status_)
     assert document["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}
     assert document["security"] == [{"key": []}]
     assert [path for (_, path), operation in operations.items() if "security" in operation] == ["/healthz"]
     fields = document["components"]["schemas"]["ErrorFacts"]["properties"]
     assert set(fields) == {"message", "type", "code", "param"}
+
+
+async def test_openapi__a_charges_key_and_an_answers_money__are_told(client):
+    _, document, _ = await client.request("GET", "/openapi.json")
+    (key,) = document["paths"]["/api/charges"]["post"]["parameters"]
+    assert (key["name"], key["in"], key["required"]) == ("idempotency-key", "header", True)
+    answered = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]
+    assert set(answered["content"]) == {"application/json", "text/event-stream"}
+    money = {f"X-Waterfall-{name}" for name in ("Receipt-Id", "Hold", "Cost", "Balance")}
+    assert set(answered["headers"]) == money
+    account, api_key = await client.open_account(micro_usd=DEPOSIT)
+    status, _, headers = await client.chat(api_key)
+    assert status == 200
+    assert money <= {name.title() for name in headers}
+    assert (await client.ended(account))["id"] == headers["X-Waterfall-Receipt-Id"]
+
+
+async def test_openapi__a_refusal__has_every_fact_that_is_told(client):
+    _, document, _ = await client.request("GET", "/openapi.json")
+    described = document["components"]["schemas"]["RefusalFacts"]
+    account, key = await client.open_account(micro_usd=1)
+    _, poor, _ = await client.chat(key)
+    policies = [
+        {"max_per_charge": "0"},
+        {"max_per_window": "0", "window_seconds": 3600},
+        {"expires_at": 1},
+    ]
+    refusals = [poor]
+    for policy in policies:
+        other, other_key = await client.open_account(micro_usd=DEPOSIT)
+        await client.request("PUT", f"/api/accounts/{other['id']}/policy", json=policy)
+        status, body, _ = await client.chat(other_key)
+        assert status == 402
+        refusals.append(body)
+    seen = set()
+    for body in refusals:
+        facts = body["error"]
+        assert set(described["required"]) <= set(facts) <= set(described["properties"])
+        seen |= set(facts)
+    assert seen == set(described["properties"])
+    codes = [body["error"]["code"] for body in refusals]
+    assert codes == ["insufficient_funds", "limit_exceeded", "limit_exceeded", "policy_expired"]
+    assert account["deposit_address"] == poor["error"]["deposit_address"]
 
 
 async def test_key__of_the_platform__is_never_in_an_answer(client):

@@ -22,7 +22,9 @@ FACTS = {"required": "1.00", "available": "0.50", "held": "0.25", "account": ACC
 def test_error_body__refusal__openai_fields_and_our_facts():
     body = error_body(InsufficientFunds(**FACTS))["error"]
     assert (body["code"], body["type"], body["param"]) == ("insufficient_funds", "payment_required", None)
-    assert body["message"] == "This call needs at least 1.00 USD, and 0.50 USD is available: top the account up."
+    assert (
+        body["message"] == "This call needs at least 1.00 USD, and 0.50 USD is available: top the account up."
+    )
     assert {name: body[name] for name in FACTS} == FACTS
 
 
