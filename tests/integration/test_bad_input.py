@@ -553,27 +553,36 @@ async def test_policy__limit_is_no_money__is_refused(wallet, case, name):
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "param"),
     [
-        {"max_per_window": "1"},
-        {"window_seconds": 60},
-        {"max_per_window": "1", "window_seconds": 59},
-        {"max_per_window": "1", "window_seconds": 2**32},
-        {"max_per_window": "1", "window_seconds": "soon"},
-        {"max_per_window": "1", "window_seconds": 60.5},
-        {"expires_at": -1},
-        {"expires_at": 2**40},
-        {"expires_at": "tomorrow"},
-        {"max_per_day": "1"},
-        [],
-        None,
+        ({"max_per_window": "1"}, None),
+        ({"window_seconds": 60}, None),
+        ({"max_per_window": "1", "window_seconds": 59}, "window_seconds"),
+        ({"max_per_window": "1", "window_seconds": 2**32}, "window_seconds"),
+        ({"max_per_window": "1", "window_seconds": "soon"}, "window_seconds"),
+        ({"max_per_window": "1", "window_seconds": 60.5}, "window_seconds"),
+        ({"max_per_window": "1", "window_seconds": "60"}, "window_seconds"),
+        ({"max_per_charge": "99999999999999"}, "max_per_charge"),
+        ({"max_per_charge": "-1"}, "max_per_charge"),
+        ({"expires_at": -1}, "expires_at"),
+        ({"expires_at": 2**40}, "expires_at"),
+        ({"expires_at": "tomorrow"}, "expires_at"),
+        ({"expires_at": True}, "expires_at"),
+        ({"expires_at": "5"}, "expires_at"),
+        ({"expires_at": 1.0}, "expires_at"),
+        ({"max_per_day": "1"}, "max_per_day"),
+        ([], None),
+        (None, None),
     ],
     ids=short,
 )
-async def test_policy__makes_no_sense__is_refused(wallet, body):
+async def test_policy__makes_no_sense__is_refused_by_the_name_of_its_field(wallet, body, param):
     path = f"/api/accounts/{wallet.account['id']}/policy"
     seen, answer, _ = await wallet.client.request("PUT", path, json=body)
-    assert (seen, answer["error"]["code"]) == (400, "invalid_request")
+    assert (seen, answer["error"]["code"], answer["error"]["param"]) == (400, "invalid_request", param)
+    assert "Value error" not in answer["error"]["message"]
+    if str(param).startswith("max_per_charge"):
+        assert "from 0 to 1208925819614.629174706175 USD" in answer["error"]["message"]
     await wallet.check_untouched()
 
 
@@ -639,6 +648,9 @@ async def test_account__with_an_odd_label__keeps_it(wallet, label):
         ({"expires_at": -1}, "expires_at"),
         ({"expires_at": 2**40}, "expires_at"),
         ({"expires_at": "never"}, "expires_at"),
+        ({"expires_at": True}, "expires_at"),
+        ({"expires_at": "5"}, "expires_at"),
+        ({"expires_at": 1.0}, "expires_at"),
         ({"account": UNKNOWN}, "account"),
     ],
     ids=short,
