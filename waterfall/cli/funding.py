@@ -8,14 +8,21 @@ from waterfall.chain import token, vault
 from waterfall.chain.rpc import Rpc
 from waterfall.chain.transactions import transact
 from waterfall.chain.vault import Vault
-from waterfall.cli.api import Api, read_dev_file
+from waterfall.cli.api import Api
+from waterfall.cli.folder import DEV_FOLDER, Folder
 from waterfall.devnet import deploy
 from waterfall.errors import ChainError, SettingsError
+from waterfall.gateway.admin import AccountView, StatementView
 from waterfall.money import format_usd, tokens_to_units
 from waterfall.settings import KeySettings, load
 
-_PATIENCE_SECONDS = 600
 _POLL_SECONDS = 0.2
+
+
+class DepositPending(ChainError):
+    """The deposit {transaction} is on the chain, but not final after {minutes} minutes: it will count once it is."""
+
+    code = "deposit_pending"
 
 
 async def deposit(account: Any, tokens: int, *, wallet: str | None, config: Path | None) -> str:
@@ -31,8 +38,8 @@ async def deposit(account: Any, tokens: int, *, wallet: str | None, config: Path
         SettingsError, ChainError
     """
     if config is None:
-        dev = read_dev_file()
-        rpc_url, address, platform, keys = dev["rpc_url"], dev["vault"], int(dev["platform"]), KeySettings()
+        dev = Folder(DEV_FOLDER).read()
+        rpc_url, address, platform, keys = dev.rpc_url, dev.vault, int(dev.platform), KeySettings()
     else:
         settings = load(config)
         if settings.chain is None:
@@ -58,20 +65,23 @@ async def deposit(account: Any, tokens: int, *, wallet: str | None, config: Path
         await rpc.close()
 
 
-async def wait_for_deposit(api: Api, account: str, transaction: str) -> Any:
+async def wait_for_deposit(api: Api, account: str, transaction: str, *, patience_seconds: float = 600) -> Any:
     """The account, once a deposit of it can be spent.
 
     Raises:
-        ChainError: it takes longer than ten minutes.
+        DepositPending: that takes longer than our patience.
     """
-    seen = 0
-    async with asyncio.timeout(_PATIENCE_SECONDS):
-        while True:
-            page = await api.request("GET", f"/api/accounts/{account}/statement?after={seen}&limit=1000")
-            if any(line["transaction"] == transaction for line in page["lines"]):
-                shown = await api.request("GET", f"/api/accounts/{account}")
-                if shown["pending"] == "0.00":
-                    return shown
-            elif page["lines"]:
-                seen = page["lines"][-1]["entry"]
-            await asyncio.sleep(_POLL_SECONDS)
+    seen, path = 0, f"/api/accounts/{account}"
+    try:
+        async with asyncio.timeout(patience_seconds):
+            while True:
+                page = await api.request(StatementView, "GET", f"{path}/statement?after={seen}&limit=1000")
+                if any(line["transaction"] == transaction for line in page["lines"]):
+                    shown = await api.request(AccountView, "GET", path)
+                    if shown["pending"] == "0.00":
+                        return shown
+                elif page["lines"]:
+                    seen = page["lines"][-1]["entry"]
+                await asyncio.sleep(_POLL_SECONDS)
+    except TimeoutError:
+        raise DepositPending(transaction=transaction, minutes=f"{patience_seconds / 60:g}") from None
