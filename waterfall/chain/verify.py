@@ -18,16 +18,15 @@ _CHARGED_TOPIC = next(topic for topic, (event, _) in TOPICS.items() if event is 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What was shown, in the order of the checks, what is worth knowing, and where the charge is."""
+    """What was shown, in the order of the checks, and where the charge is."""
 
     shown: tuple[str, ...]
-    notes: tuple[str, ...]
     transaction: str
     block: int
 
 
-def check_amount(signed: SignedReceipt) -> tuple[str, str | None]:
-    """Recompute the amount from the provider's usage and the rate card; what was shown, and perhaps a note.
+def check_amount(signed: SignedReceipt) -> str:
+    """Recompute the amount from the provider's usage and the rate card; what was shown.
 
     Raises:
         VerificationFailed
@@ -54,19 +53,16 @@ def check_amount(signed: SignedReceipt) -> tuple[str, str | None]:
                 reason=f"its token counts are {stated}, the provider reported {reported}"
             )
     if signed.rate_card is None:
-        return f"amount {format_usd(receipt.amount)} USD, stated by the platform without usage", None
+        return f"amount {format_usd(receipt.amount)} USD, stated by the platform without usage"
     price = amount(stated, signed.rate_card)
     if receipt.amount > price:
         raise VerificationFailed(
             reason=f"its amount is {format_usd(receipt.amount)} USD, usage and rate card make {format_usd(price)} USD"
         )
     counts = "usage" if signed.usage is not None else "the platform's own token counts"
-    if receipt.amount == price:
-        return f"amount {format_usd(price)} USD, recomputed from {counts} and rate card", None
-    return (
-        f"amount {format_usd(receipt.amount)} USD, no more than {counts} and rate card make",
-        f"{counts} and rate card make {format_usd(price)} USD: the receipt does not say why it is less",
-    )
+    if receipt.amount < price:  # the hold caps what is charged, but no receipt says what was held
+        return f"amount {format_usd(receipt.amount)} USD; note: less than the {format_usd(price)} USD that {counts} and rate card make"
+    return f"amount {format_usd(price)} USD, recomputed from {counts} and rate card"
 
 
 async def verify(signed: SignedReceipt, vault: Vault, chain_id: int, *, from_block: int = 0) -> Proof:
@@ -88,8 +84,7 @@ async def verify(signed: SignedReceipt, vault: Vault, chain_id: int, *, from_blo
             reason=f"it is of vault {signed.vault} on chain {signed.chain_id}, not {vault.address} on {chain_id}"
         )
     check_signature(signed)
-    amount_shown, note = check_amount(signed)
-    shown = [f"signature of {signed.meter} over the receipt", amount_shown]
+    shown = [f"signature of {signed.meter} over the receipt", check_amount(signed)]
 
     check = await vault.verify_receipt(receipt, bytes.fromhex(signed.signature[2:]))
     if check.digest != signed.digest or check.signer != signed.meter:
@@ -117,4 +112,4 @@ async def verify(signed: SignedReceipt, vault: Vault, chain_id: int, *, from_blo
             reason=f"{format_usd(event.amount)} USD was charged, the receipt says {format_usd(receipt.amount)} USD"
         )
     shown.append(f"charged on-chain, statement line {event.entry}")
-    return Proof(tuple(shown), (note,) if note else (), position.tx_hash, position.block)
+    return Proof(tuple(shown), position.tx_hash, position.block)

@@ -76,11 +76,7 @@ async def verify_(
     finally:
         await node.close()
     if as_json:
-        typer.echo(
-            json.dumps(
-                {"valid": True, "transaction": proof.transaction, "block": proof.block, "notes": proof.notes}
-            )
-        )
+        typer.echo(json.dumps({"valid": True, "transaction": proof.transaction, "block": proof.block}))
     else:
         _print(signed, proof)
 
@@ -161,7 +157,6 @@ def _print(signed: SignedReceipt, proof: Proof) -> None:
         plain(f"Charge {receipt.charge_id}: {format_usd(receipt.amount)} USD for {receipt.model}"),
         plain(f"  account {receipt.account}"),
         *(Text.assemble("  ", ("✓", "green"), " ", plain(step)) for step in proof.shown),
-        *(Text.assemble("  ", ("!", "yellow"), " ", plain(note)) for note in proof.notes),
         plain(f"  transaction {proof.transaction}, block {proof.block}"),
         Text("It cannot prove that the provider counted its tokens rightly.", "dim"),
         sep="\n",
