@@ -11,6 +11,7 @@ from typing import Any
 from eth_abi.abi import decode, encode
 from eth_abi.exceptions import DecodingError
 
+from waterfall.chain import artifacts
 from waterfall.chain.events import Event, Position
 from waterfall.chain.events import decode as decode_log
 from waterfall.chain.rpc import Rpc
@@ -275,6 +276,21 @@ class Vault:
             raise ChainError(
                 reason=f"there is no CreditVault at {self.address}: {signature} answers {result!r:.80}"
             ) from None
+
+
+def refusal(data: Any) -> str | None:
+    """A revert in the words of the vault's interface, such as `UnknownPlatform(7)`; None where it is another's."""
+    for error in artifacts.load("CreditVault").abi:
+        if error["type"] == "error":
+            types = [argument["type"] for argument in error["inputs"]]
+            selector = "0x" + _selector(f"{error['name']}({','.join(types)})").hex()
+            if str(data).startswith(selector):
+                try:
+                    values = decode(types, bytes.fromhex(str(data)[10:]))
+                except _UNREADABLE:
+                    return None
+                return f"{error['name']}({', '.join(map(str, values))})"
+    return None
 
 
 def policy_of(

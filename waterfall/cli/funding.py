@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from waterfall.chain import token, vault
-from waterfall.chain.rpc import Rpc
+from waterfall.chain.rpc import Rpc, RpcError
 from waterfall.chain.transactions import transact
 from waterfall.chain.vault import Vault
 from waterfall.cli.api import Api
@@ -15,6 +15,7 @@ from waterfall.errors import ChainError, SettingsError
 from waterfall.gateway.admin import AccountView, StatementView
 from waterfall.money import format_usd, tokens_to_units
 from waterfall.settings import KeySettings, load
+from waterfall.types import ZERO_ADDRESS
 
 _POLL_SECONDS = 0.2
 
@@ -53,14 +54,21 @@ async def deposit(account: Any, tokens: int, *, wallet: str | None, config: Path
             if config is not None:
                 raise SettingsError(reason="say whose USDC with --wallet: only the local chain can mint")
             return await deploy.mint_and_deposit(rpc, address, *payee, tokens)
-        payer = keys.signer(wallet)
-        usdc = await Vault(rpc, address).token()
+        payer, contract = keys.signer(wallet), Vault(rpc, address)
+        if (await contract.platform(platform)).owner == ZERO_ADDRESS:
+            raise SettingsError(reason=f"chain.platform: the vault has no platform {platform}")
+        usdc = await contract.token()
         funds = await token.balance_of(rpc, usdc, payer.address)
         if funds < tokens:
             raise ChainError(reason=f"{payer.address} has only {format_usd(tokens_to_units(funds))} USDC")
         await transact(rpc, payer, usdc, token.approve(address, tokens))
         receipt = await transact(rpc, payer, address, vault.deposit(*payee, tokens))
         return str(receipt["transactionHash"])
+    except RpcError as error:
+        refused = vault.refusal(error.details["data"])
+        if refused is None:
+            raise
+        raise ChainError(reason=f"the vault refuses: {refused}") from error
     finally:
         await rpc.close()
 

@@ -12,6 +12,7 @@ import typer
 import uvloop
 from pydantic import ValidationError
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -23,15 +24,16 @@ P = ParamSpec("P")
 _INTERRUPTED = 130
 
 _PIPE_WIDTH = 140
+_WIDEST = 10_000
 
 
-def _console(stream: TextIO) -> Console:
-    """A console that does not fold tables to 80 columns where nobody looks at a terminal."""
-    return Console(file=stream, width=None if stream.isatty() else _PIPE_WIDTH)
+def _width(stream: TextIO) -> int | None:
+    """Tables are not folded to 80 columns where nobody looks at a terminal."""
+    return None if stream.isatty() else _PIPE_WIDTH
 
 
-out = _console(sys.stdout)
-err = _console(sys.stderr)
+out = Console(width=_width(sys.stdout))
+err = Console(stderr=True, width=_width(sys.stderr))
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -79,6 +81,8 @@ def show(value: Any, as_json: bool, tabled: Callable[[Any], Table]) -> None:
 
 def show_table(shown: Table) -> None:
     """Print a table; what is wider than the terminal the terminal wraps, so that it can still be copied."""
+    needed = Measurement.get(out, out.options.update(width=_WIDEST), shown).minimum
+    shown.width = needed if needed > out.width else None
     out.print(shown, crop=False)
 
 
