@@ -111,7 +111,7 @@ def test_command__hostile_label__is_printed_as_it_is(server, terminal, label, co
     printed = terminal(140)
     view = {**VIEW, "label": label}
     server.body = json.dumps([view] if command[1] == "list" else view).encode()
-    assert run(*command, "--url", server.url, "--key", "k")[0] == 0
+    assert run(*command, "--url", server.url, "--key", "k") == (0, "")
     assert plain(label).plain in printed.getvalue()
     assert "\x1b" not in printed.getvalue()
 

@@ -28,7 +28,7 @@ class Api:
     key: str
 
     async def request(self, shape: Any, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The answer's JSON, which has a shape: one of the gateway's views.
+        """The answer as JSON of a shape, which is one of the gateway's views.
 
         Raises:
             GatewayAnswered: the gateway's own error message, or that no gateway answers there.
@@ -41,7 +41,8 @@ class Api:
                 answer = await response.json()
             if response.status >= 400:  # noqa: PLR2004 - HTTP's error statuses
                 raise GatewayAnswered(reason=ErrorBody.model_validate(answer).error.message)
-            TypeAdapter(shape).validate_python(answer)
+            view: TypeAdapter[Any] = TypeAdapter(shape)
+            return view.dump_python(view.validate_python(answer), mode="json")
         except aiohttp.ClientConnectorError:
             raise GatewayAnswered(
                 reason=f"No gateway answers at {self.url}: start one with `waterfall dev`."
@@ -50,7 +51,6 @@ class Api:
             raise self._no_gateway(f"HTTP {response.status}, {first_problem(error)}") from None
         except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:
             raise self._no_gateway(str(error) or type(error).__name__) from None
-        return answer
 
     def _no_gateway(self, problem: str) -> GatewayAnswered:
         return GatewayAnswered(reason=f"{self.url} does not answer like a gateway: {problem}")

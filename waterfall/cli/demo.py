@@ -202,24 +202,30 @@ async def _wait_until_settled(api: Api, calls: list[_Call]) -> None:
 
 
 def _table(calls: list[_Call], model: str | None) -> Table:
-    rows = []
+    rows, waits = [], []
     for call in calls:
         shown = call.shown
         receipt = shown["receipt"]["receipt"]
+        waits.append(shown["settled_at"] - shown["captured_at"])
         rows.append(
             (
-                call.wallet.label + (" ≋" if call.streamed else ""),
+                call.wallet.label.partition(": ")[2] + ("≋" if call.streamed else ""),
                 receipt["input_tokens"],
                 receipt["output_tokens"],
                 shown["cost"],
                 shown["id"],
-                shown["transaction"][:10] + "…",
+                shown["transaction"][:9] + "…",
                 shown["block"],
-                f"{shown['settled_at'] - shown['captured_at']} ms",
             )
         )
-    columns = ("account~", "in>", "out>", "cost USD>", "receipt", "transaction", "block>", "settled after>")
-    return table(columns, rows, title=f"\nEvery call of {model}", caption="≋ streamed", box=SIMPLE_HEAD)
+    return table(
+        ("account~", "in>", "out>", "cost USD>", "receipt", "settled in", "block>"),
+        rows,
+        title=f"\nEvery call of {model}",
+        caption=f"≋ streamed; settled {min(waits)} to {max(waits)} ms after its answer",
+        box=SIMPLE_HEAD,
+        padding=0,  # 80 columns hold it
+    )
 
 
 @asynccontextmanager
