@@ -4,7 +4,7 @@ import json
 
 import openai
 import pytest
-from dev_process import wait_until, waterfall_dev
+from dev_process import ENVIRONMENT, wait_until, waterfall_dev
 
 
 def until_settled(dev, receipt_id: str) -> dict:
@@ -117,3 +117,28 @@ def test_command__wrong__says_so_in_one_line(dev, arguments, says):
     said = dev.command(*arguments, fails=True)
     assert says in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"platform": 7}, "the vault has no platform 7"),
+        ({"vault": "0x" + "11" * 20}, "there is no CreditVault at 0x1111"),
+        ({}, "has only 0.00 USDC"),
+    ],
+)
+def test_fund__from_a_wallet_that_cannot__says_why_before_it_approves(dev, monkeypatch, changed, says):
+    chain = {name: dev.facts[name] for name in ("rpc_url", "chain_id", "vault")} | {
+        "platform": int(dev.facts["platform"]),
+        **changed,
+    }
+    lines = [f"{name} = {json.dumps(value)}" for name, value in chain.items()]
+    (dev.folder / "chain.toml").write_text("\n".join(["[chain]", *lines]))
+    monkeypatch.setitem(ENVIRONMENT, "WALLET", "ab" * 32)
+    arguments = ("accounts", "fund", dev.facts["account"], "1", "--wallet", "env:WALLET")
+    assert says in dev.command(*arguments, "--config", "chain.toml", fails=True)
+
+
+def test_accounts__hostile_label__is_listed_as_it_is(dev):
+    dev.command("accounts", "create", "[/x]\x1b[31m")
+    assert "[/x]\\x1b[31m" in dev.command("accounts", "list")

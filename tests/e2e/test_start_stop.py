@@ -83,8 +83,9 @@ def test_stop__by_two_ctrl_c__ends_model_and_chain_without_a_word(tmp_path):
 
 
 def test_ledger__elsewhere__is_rebuilt_and_forgotten_with_its_chain(tmp_path):
-    (tmp_path / "own.toml").write_text('database = "sqlite:///own.db"\n')
+    (tmp_path / "own.toml").write_text('database = "sqlite:///own.db"\n[gateway]\nhost = "::1"\n')
     with waterfall_dev(tmp_path, "--config", "own.toml") as first:
+        assert first.facts["gateway_url"].startswith("http://[::1]:")
         first.command("accounts", "fund", first.facts["account"], "1.25")
         first.stop()
     assert json.loads(first.command("rebuild", "--json"))["balance"] == "101.25"

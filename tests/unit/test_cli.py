@@ -19,6 +19,7 @@ from waterfall.cli.app import app
 from waterfall.cli.folder import Folder, Kept
 from waterfall.cli.funding import DepositPending
 from waterfall.cli.output import plain, show_table, table
+from waterfall.cli.service import _listen
 from waterfall.errors import SettingsError
 from waterfall.types import ZERO_ADDRESS
 
@@ -313,3 +314,20 @@ from waterfall.cli import main
 main()
 """)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+# ── Where the gateway listens ────────────────────────────────────────────────────────────────────────
+
+
+def test_listen__port_in_use__names_the_port():
+    with _listen("127.0.0.1", 0) as other, pytest.raises(SettingsError) as refusal:
+        other.listen()
+        _listen(*other.getsockname())
+    assert refusal.value.message.startswith("gateway.port: ")
+    assert refusal.value.message.endswith("port 0 takes a free one")
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "no.such.host.invalid"])
+def test_listen__address_of_another__names_the_host(host):
+    with pytest.raises(SettingsError, match=r"gateway\.host: .* cannot be listened on: \w+"):
+        _listen(host, 0)

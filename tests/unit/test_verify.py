@@ -225,10 +225,20 @@ async def test_prove__bare_receipt__proof():
         ({"status": "x"}, "no signed receipt in it: x"),
         ({"receipt": {}}, "Field required"),
         ({}, "no signed receipt in it"),
-        ([], "valid dictionary"),
-        (None, "valid dictionary"),
+        ([], "Input should be an object"),
+        (None, "Input should be an object"),
+        ({"signature": "", "id": "\ud800"}, "Invalid JSON"),
     ],
 )
 def test_parse__no_receipt__says_what_is_missing(found, reason):
     with pytest.raises(VerificationFailed, match=reason):
         parse(found)
+
+
+@pytest.mark.parametrize("depth", [300, 900])
+async def test_prove__usage_nested_too_deeply__fails(depth):
+    found = receipt().model_dump(mode="json")
+    for _ in range(depth):
+        found["usage"] = {"a": found["usage"]}
+    with pytest.raises(VerificationFailed):
+        await prove(found, SimpleNamespace(address=VAULT), CHAIN_ID)

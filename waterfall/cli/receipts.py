@@ -140,13 +140,15 @@ def _same(name: str, around: Any, proven: Any) -> None:
 def _parse(found: Any) -> tuple[SignedReceipt, ReceiptView | None]:
     try:
         if not isinstance(found, dict) or "signature" in found:
-            return SignedReceipt.model_validate(found), None
+            return SignedReceipt.model_validate_json(json.dumps(found)), None
         if found.get("receipt") is None:
             facts = ", ".join(str(found[name]) for name in ("status", "reason") if found.get(name))
             raise VerificationFailed(reason="there is no signed receipt in it" + (facts and f": {facts}"))
-        view = ReceiptView.model_validate(found)
+        view = ReceiptView.model_validate_json(json.dumps(found))
     except ValidationError as error:
         raise VerificationFailed(reason=first_problem(error)) from None
+    except RecursionError:
+        raise VerificationFailed(reason="it is nested too deeply") from None
     assert view.receipt is not None  # noqa: S101 - seen above
     return view.receipt, view
 
