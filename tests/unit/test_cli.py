@@ -1,5 +1,6 @@
 """The command line against what it does not expect: hostile text, strange servers, early signals, other owners."""
 
+import contextlib
 import io
 import json
 import subprocess
@@ -320,9 +321,10 @@ main()
 
 
 def test_listen__port_in_use__names_the_port():
-    with _listen("127.0.0.1", 0) as other, pytest.raises(SettingsError) as refusal:
+    with contextlib.closing(_listen("127.0.0.1", 0)) as other:
         other.listen()
-        _listen(*other.getsockname())
+        with pytest.raises(SettingsError) as refusal:
+            _listen(*other.getsockname())
     assert refusal.value.message.startswith("gateway.port: ")
     assert refusal.value.message.endswith("port 0 takes a free one")
 
