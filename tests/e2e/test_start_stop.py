@@ -60,12 +60,16 @@ def test_start__in_a_folder_in_use__says_so_and_leaves_it_alone(tmp_path):
     "stage", ["lock", "anvil.pid", "model.pid", "model.port", "waterfall.db", "keys.json", "dev.json"]
 )
 def test_start__signal_at_any_stage__ends_it_and_its_children(tmp_path, stage, number):
-    process = subprocess.Popen(
-        [WATERFALL, "dev", "--port", "0"], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-    )
-    wait_until((tmp_path / ".waterfall" / stage).exists)
-    process.send_signal(number)
-    said = process.communicate(timeout=30)[1]
+    command = [WATERFALL, "dev", "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            wait_until((tmp_path / ".waterfall" / stage).exists)
+            process.send_signal(number)
+            said = process.communicate(timeout=30)[1]
+        finally:
+            process.kill()
     assert process.returncode == (0 if stage == "dev.json" else 130), said
     assert "Traceback" not in said
     wait_until(lambda: processes_in(tmp_path) == set())
