@@ -64,12 +64,12 @@ class Folder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-        except OSError as error:
-            if not isinstance(error, Timeout):
-                raise SettingsError(reason=f"{self.path} cannot be written: {error.strerror}") from None
+        except Timeout:
             raise SettingsError(
                 reason=f"process {self._owner_id()} is using {self.path}: stop it first, or work in another folder"
             ) from None
+        except OSError as error:
+            raise SettingsError(reason=f"{self.path} cannot be written: {error.strerror}") from None
         try:
             if fresh:
                 self.clear()
