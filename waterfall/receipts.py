@@ -174,5 +174,5 @@ def check_signature(signed: SignedReceipt) -> None:
 def _hashes_to(value: Any, expected: str) -> bool:
     try:
         return canonical_hash(value) == expected
-    except (ValueError, OverflowError):  # no canonical form, so nothing commits to it
+    except (ValueError, OverflowError, RecursionError):  # no canonical form, so nothing commits to it
         return False

@@ -40,13 +40,22 @@ class DevProcess:
         self.process.send_signal(number)
         return self.process.wait(timeout=30)
 
-    def children(self) -> list[str]:
-        """Processes that were started for this folder and still run."""
-        listed = subprocess.run(
-            ["ps", "-eww", "-o", "pid=,args="], capture_output=True, text=True, check=True
-        )
-        mark = str(self.folder)
-        return [line for line in listed.stdout.splitlines() if mark in line]
+    def children(self) -> set[int]:
+        """Processes that work in this folder, besides the command itself: they started there."""
+        return processes_in(self.folder) - {self.process.pid}
+
+
+def processes_in(folder: Path) -> set[int]:
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended meanwhile, or somebody else's
+            if (process / "cwd").readlink() == folder and b"Z" not in state_of(process):
+                found.add(int(process.name))
+    return found
+
+
+def state_of(process: Path) -> bytes:
+    return (process / "stat").read_bytes().rpartition(b") ")[2].split()[0]
 
 
 @contextlib.contextmanager
@@ -67,3 +76,10 @@ def waterfall_dev(folder: Path, *arguments: str, seconds: float = 60) -> Iterato
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=30)
+
+
+def wait_until(condition, seconds: float = 30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.05)

@@ -1,28 +1,10 @@
-"""What a newcomer does: start everything, call a model, read a receipt, stop."""
+"""What a newcomer does: start everything, call a model, read a receipt."""
 
 import json
-import signal
-import socket
-import time
-from urllib.parse import urlparse
 
 import openai
 import pytest
-from dev_process import waterfall_dev
-
-
-def is_open(url: str) -> bool:
-    parsed = urlparse(url)
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((parsed.hostname, parsed.port)) == 0
-
-
-def wait_until(condition, seconds: float = 30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.05)
+from dev_process import ENVIRONMENT, wait_until, waterfall_dev
 
 
 def until_settled(dev, receipt_id: str) -> dict:
@@ -137,31 +119,26 @@ def test_command__wrong__says_so_in_one_line(dev, arguments, says):
     assert said.count("\n") == 1
 
 
-def test_stop__by_ctrl_c__leaves_nothing_and_the_next_start_goes_on(tmp_path):
-    with waterfall_dev(tmp_path, "--no-llm") as first:
-        first.command("accounts", "fund", first.facts["account"], "1.25")
-        assert first.stop(signal.SIGINT) == 0
-        assert first.children() == []
-        assert not is_open(first.facts["gateway_url"])
-        assert not is_open(first.facts["rpc_url"])
-    with waterfall_dev(tmp_path, "--no-llm") as second:
-        assert second.facts["admin_key"] == first.facts["admin_key"]
-        shown = json.loads(second.command("accounts", "show", second.facts["account"], "--json"))
-        assert (shown["id"], shown["balance"]) == (first.facts["account"], "101.25")
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"platform": 7}, "the vault has no platform 7"),
+        ({"vault": "0x" + "11" * 20}, "there is no CreditVault at 0x1111"),
+        ({}, "has only 0.00 USDC"),
+    ],
+)
+def test_fund__from_a_wallet_that_cannot__says_why_before_it_approves(dev, monkeypatch, changed, says):
+    chain = {name: dev.facts[name] for name in ("rpc_url", "chain_id", "vault")} | {
+        "platform": int(dev.facts["platform"]),
+        **changed,
+    }
+    lines = [f"{name} = {json.dumps(value)}" for name, value in chain.items()]
+    (dev.folder / "chain.toml").write_text("\n".join(["[chain]", *lines]))
+    monkeypatch.setitem(ENVIRONMENT, "WALLET", "ab" * 32)
+    arguments = ("accounts", "fund", dev.facts["account"], "1", "--wallet", "env:WALLET")
+    assert says in dev.command(*arguments, "--config", "chain.toml", fails=True)
 
 
-def test_stop__by_sigkill__leaves_no_chain_behind_and_loses_nothing(tmp_path):
-    with waterfall_dev(tmp_path, "--no-llm") as first:
-        first.command("accounts", "fund", first.facts["account"], "1.25")
-        first.stop(signal.SIGKILL)
-        wait_until(lambda: first.children() == [])
-    with waterfall_dev(tmp_path, "--no-llm") as second:
-        shown = json.loads(second.command("accounts", "show", second.facts["account"], "--json"))
-        assert shown["balance"] == "101.25"
-    rebuilt = json.loads(second.command("rebuild", "--json"))
-    assert rebuilt["balance"] == "101.25"
-
-
-def test_start__in_a_folder_in_use__says_so(tmp_path):
-    with waterfall_dev(tmp_path, "--no-llm") as first:
-        assert "stop it first" in first.command("dev", "--no-llm", "--port", "0", fails=True)
+def test_accounts__hostile_label__is_listed_as_it_is(dev):
+    dev.command("accounts", "create", "[/x]\x1b[31m")
+    assert "[/x]\\x1b[31m" in dev.command("accounts", "list")

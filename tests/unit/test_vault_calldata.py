@@ -9,6 +9,7 @@ from web3 import Web3
 
 from waterfall.chain import artifacts, token, vault
 from waterfall.chain.vault import AccountView, Meter, PlatformView, ReceiptCheck, Vault
+from waterfall.errors import ChainError
 from waterfall.ledger.journal import Hold
 from waterfall.types import Charge, Policy
 
@@ -97,6 +98,7 @@ def test_limits__compiled_contract__same_flags_and_sizes():
 def test_settle_gas__largest_batch__fits_a_block():
     assert vault.settle_gas(vault.MAX_CHARGES) < 30_000_000
     assert vault.settle_gas(1) > 56_000
+    assert vault.settle_gas(500) > 500 * 20_022 * 1.1  # measured: limited accounts that draw on their exits
 
 
 # ── Ids ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -203,3 +205,36 @@ async def test_logs__unknown_events__are_left_out():
             return [{"topics": [word("EIP712DomainChanged()")], "data": "0x"}]
 
     assert await Vault(Node(), VAULT).logs(blockHash="0xb") == []
+
+
+@pytest.mark.parametrize("answer", ["0x", "0x00", "0xzz", "hello", 5, None, [], {}])
+async def test_read__no_vault_there__is_a_chain_error(answer):
+    class Node:
+        async def call(self, *_):
+            return answer
+
+    with pytest.raises(ChainError, match=f"there is no CreditVault at {VAULT}"):
+        await Vault(Node(), VAULT).token()
+
+
+@pytest.mark.parametrize("answer", [5, None, [5], [{}], ["x"]])
+async def test_logs__garbage__is_a_chain_error(answer):
+    class Node:
+        async def call(self, *_):
+            return answer
+
+    with pytest.raises(ChainError, match=f"the logs of {VAULT} cannot be read"):
+        await Vault(Node(), VAULT).logs(blockHash="0xb")
+
+
+def test_refusal__custom_errors__are_named():
+    data = keccak(b"ExceedsBalance(uint256,uint256)")[:4] + encode(["uint256", "uint256"], [3, 2])
+    assert vault.refusal("0x" + data.hex()) == "ExceedsBalance(3, 2)"
+    assert vault.refusal("0x" + keccak(b"ZeroAmount()")[:4].hex()) == "ZeroAmount()"
+
+
+@pytest.mark.parametrize(
+    "data", [None, 5, "0x", "0x12345678", "0x" + keccak(b"ExceedsBalance(uint256,uint256)")[:4].hex()]
+)
+def test_refusal__of_others__is_none(data):
+    assert vault.refusal(data) is None

@@ -6,6 +6,7 @@ from making import ACCOUNT, CHAIN_ID, METER, VAULT, card, sign, word
 from waterfall.chain.events import Charged, Position
 from waterfall.chain.vault import ReceiptCheck
 from waterfall.chain.verify import check_amount, verify
+from waterfall.cli.receipts import parse, prove
 from waterfall.errors import VerificationFailed
 from waterfall.ledger.journal import Hold
 from waterfall.receipts import price_id
@@ -64,8 +65,9 @@ def test_check_amount__usage_and_rate_card__recomputed():
     assert check_amount(receipt()) == "amount 0.00002 USD, recomputed from usage and rate card"
 
 
-def test_check_amount__less_than_the_price__says_that_the_hold_capped_it():
-    assert "capped below 0.00002 USD" in check_amount(receipt(PRICE - 1))
+def test_check_amount__less_than_the_price__says_so_and_not_why():
+    shown = check_amount(receipt(PRICE - 1))
+    assert shown == "amount 0.000019999999 USD; note: less than the 0.00002 USD that usage and rate card make"
 
 
 def test_check_amount__more_than_the_price__fails():
@@ -131,7 +133,7 @@ async def test_verify__meter_retired_since__still_holds():
         ({"signer": "0x" + "00" * 20}, "the vault reads signer"),
         ({"valid_at_issue": False}, "was not a valid meter"),
         ({"used": False}, "not on the chain"),
-        ({"logs": []}, "voided"),
+        ({"logs": []}, "no charge of this account with it was found from block 0 on"),
         ({"charge": {"receipt_hash": word("x")}}, "another receipt"),
         ({"charge": {"amount": PRICE + 1}}, "the receipt says"),
         ({"charge": {"amount": 1}}, "the receipt says"),
@@ -153,3 +155,90 @@ async def test_verify__forged_signature__fails_without_asking_the_chain():
     forged = receipt().model_copy(update={"signature": "0x" + METER.sign(bytes(32)).hex()})
     with pytest.raises(VerificationFailed):
         await verify(forged, SimpleNamespace(address=VAULT), CHAIN_ID)
+
+
+# ── What stands around it ────────────────────────────────────────────────────────────────────────────
+
+
+def shown(signed, **changed):
+    """A settled receipt as the gateway shows it."""
+    receipt = signed.model_dump(mode="json")
+    names = ("account", "charge_id", "model")
+    return {
+        **{name: receipt["receipt"][name] for name in names},
+        **dict.fromkeys(("created_at", "captured_at", "settled_at"), 1),
+        **dict.fromkeys(("held", "cost"), "0.00002"),
+        "id": signed.id,
+        "status": "settled",
+        "reason": None,
+        "transaction": word("tx"),
+        "block": 9,
+        "receipt": receipt,
+        **changed,
+    }
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"status": "final"}, {"status": "queued", "transaction": None, "block": None}],
+)
+async def test_prove__true_around_it__proof(changed):
+    signed = receipt()
+    proven, proof = await prove(shown(signed, **changed), Chain(signed), CHAIN_ID)
+    assert (proven, proof.block) == (signed, 9)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"id": "00" * 16},
+        {"charge_id": "7"},
+        {"account": word("other")},
+        {"model": "large"},
+        {"cost": "0.01"},
+        {"cost": None},
+        {"transaction": word("other")},
+        {"transaction": None},
+        {"block": 10},
+        {"block": None},
+        {"status": "queued", "block": 10},
+        {"status": "lost"},
+    ],
+)
+async def test_prove__altered_around_it__fails(changed):
+    signed = receipt()
+    with pytest.raises(VerificationFailed, match="around it"):
+        await prove(shown(signed, **changed), Chain(signed), CHAIN_ID)
+
+
+async def test_prove__bare_receipt__proof():
+    signed = receipt()
+    proven, _ = await prove(signed.model_dump(mode="json"), Chain(signed), CHAIN_ID)
+    assert proven == signed
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        ({"receipt": None, "status": "lost", "reason": "cut"}, "no signed receipt in it: lost, cut"),
+        ({"receipt": None}, "no signed receipt in it"),
+        ({"status": "x"}, "no signed receipt in it: x"),
+        ({"receipt": {}}, "Field required"),
+        ({}, "no signed receipt in it"),
+        ([], "Input should be an object"),
+        (None, "Input should be an object"),
+        ({"signature": "", "id": "\ud800"}, "Invalid JSON"),
+    ],
+)
+def test_parse__no_receipt__says_what_is_missing(found, reason):
+    with pytest.raises(VerificationFailed, match=reason):
+        parse(found)
+
+
+@pytest.mark.parametrize("depth", [300, 900])
+async def test_prove__usage_nested_too_deeply__fails(depth):
+    found = receipt().model_dump(mode="json")
+    for _ in range(depth):
+        found["usage"] = {"a": found["usage"]}
+    with pytest.raises(VerificationFailed):
+        await prove(found, SimpleNamespace(address=VAULT), CHAIN_ID)

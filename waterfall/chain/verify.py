@@ -59,9 +59,9 @@ def check_amount(signed: SignedReceipt) -> str:
         raise VerificationFailed(
             reason=f"its amount is {format_usd(receipt.amount)} USD, usage and rate card make {format_usd(price)} USD"
         )
-    if receipt.amount < price:
-        return f"amount {format_usd(receipt.amount)} USD, capped below {format_usd(price)} USD by the hold"
     counts = "usage" if signed.usage is not None else "the platform's own token counts"
+    if receipt.amount < price:  # the hold caps what is charged, but no receipt says what was held
+        return f"amount {format_usd(receipt.amount)} USD; note: less than the {format_usd(price)} USD that {counts} and rate card make"
     return f"amount {format_usd(price)} USD, recomputed from {counts} and rate card"
 
 
@@ -100,7 +100,9 @@ async def verify(signed: SignedReceipt, vault: Vault, chain_id: int, *, from_blo
     topics = [_CHARGED_TOPIC, receipt.account, f"0x{receipt.charge_id:064x}"]
     logs = await vault.logs(fromBlock=hex(from_block), toBlock="latest", topics=topics)
     if not logs:
-        raise VerificationFailed(reason="its charge id was voided: nothing was charged")
+        raise VerificationFailed(
+            reason=f"its charge id is used, but no charge of this account with it was found from block {from_block} on"
+        )
     position, event = logs[0]
     assert isinstance(event, Charged)  # noqa: S101 - its topic was asked for
     if event.receipt_hash != signed.digest:

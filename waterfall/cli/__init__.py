@@ -1,43 +1,21 @@
 """The `waterfall` command."""
 
-from importlib.metadata import version as installed_version
-from typing import Annotated
-
-import typer
-
-from waterfall.cli import accounts, demo, dev, receipts, serve
-
-app = typer.Typer(
-    help="USDC-backed credit for LLM platforms: every call checked, metered, priced and settled on-chain.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,  # they may be keys
-)
-app.command("dev")(dev.dev)
-app.command("serve")(serve.serve_)
-app.command("rebuild")(serve.rebuild)
-app.command("demo")(demo.demo)
-app.add_typer(accounts.accounts, name="accounts")
-app.add_typer(accounts.keys, name="keys")
-app.add_typer(accounts.policy, name="policy")
-app.add_typer(receipts.receipts, name="receipts")
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"waterfall {installed_version('waterfall-credits')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
+import os
+import signal
+import sys
 
 
 def main() -> None:
     """Run the command line."""
-    app()
+    # Importing it all takes a second, and what is left at the end a moment: Ctrl-C then has nothing to put away.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        from waterfall.cli.app import app  # noqa: PLC0415 - needs the server extra
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("waterfall"):
+            raise
+        sys.exit(f"{error.msg}: run `pip install 'waterfall-credits[server]'`")
+    try:
+        app()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

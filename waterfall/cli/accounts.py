@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.table import Table
 
 from waterfall.cli import funding
 from waterfall.cli.api import connect
-from waterfall.cli.output import Json, command, facts, out, show
+from waterfall.cli.output import Json, command, facts, first_problem, out, show, table
 from waterfall.errors import SettingsError
-from waterfall.money import parse_usd, units_to_tokens
-from waterfall.types import ZERO_ADDRESS
+from waterfall.gateway.admin import AccountView, KeyView, StatementView
+from waterfall.money import format_usd, parse_usd, units_to_tokens
+from waterfall.types import ZERO_ADDRESS, Policy
 
 accounts = typer.Typer(help="Accounts of users, agents and teams.", no_args_is_help=True)
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
@@ -34,7 +36,9 @@ async def create(
     as_json: Json = False,
 ) -> None:
     """Open an account."""
-    account = await connect(url, key).request("POST", "/api/accounts", {"label": label, "owner": owner})
+    account = await connect(url, key).request(
+        AccountView, "POST", "/api/accounts", {"label": label, "owner": owner}
+    )
     show(account, as_json, _account)
 
 
@@ -42,14 +46,14 @@ async def create(
 @command
 async def list_(url: Url = None, key: Key = None, as_json: Json = False) -> None:
     """All accounts."""
-    show(await connect(url, key).request("GET", "/api/accounts"), as_json, _accounts)
+    show(await connect(url, key).request(list[AccountView], "GET", "/api/accounts"), as_json, _accounts)
 
 
 @accounts.command("show")
 @command
 async def show_(account: Id, url: Url = None, key: Key = None, as_json: Json = False) -> None:
     """One account and its money."""
-    show(await connect(url, key).request("GET", f"/api/accounts/{account}"), as_json, _account)
+    show(await connect(url, key).request(AccountView, "GET", f"/api/accounts/{account}"), as_json, _account)
 
 
 @accounts.command("statement")
@@ -64,7 +68,7 @@ async def statement(
 ) -> None:
     """What happened to an account on the chain."""
     path = f"/api/accounts/{account}/statement?after={after}&limit={limit}"
-    show(await connect(url, key).request("GET", path), as_json, _statement)
+    show(await connect(url, key).request(StatementView, "GET", path), as_json, _statement)
 
 
 @accounts.command("fund")
@@ -91,7 +95,7 @@ async def fund(
     if tokens <= 0:
         raise SettingsError(reason="fund with a positive amount")
     api = connect(url, key)
-    before = await api.request("GET", f"/api/accounts/{account}")
+    before = await api.request(AccountView, "GET", f"/api/accounts/{account}")
     transaction = await funding.deposit(before, tokens, wallet=wallet, config=config)
     with out.status("Waiting until it can be spent …"):
         after = await funding.wait_for_deposit(api, account, transaction)
@@ -110,7 +114,7 @@ async def create_key(
 ) -> None:
     """Make an API key of an account; it is shown once."""
     body = {"name": name, "expires_at": expires_at}
-    made = await connect(url, key).request("POST", f"/api/accounts/{account}/keys", body)
+    made = await connect(url, key).request(KeyView, "POST", f"/api/accounts/{account}/keys", body)
     show(
         made,
         as_json,
@@ -139,14 +143,26 @@ async def set_policy(
         "window_seconds": window_seconds,
         "expires_at": expires_at,
     }
-    show(await connect(url, key).request("PUT", f"/api/accounts/{account}/policy", body), as_json, _account)
+    try:
+        Policy.model_validate(body)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        if problem["type"] == "less_than" and str(problem["loc"][0]).startswith("max_"):
+            most = format_usd(problem["ctx"]["lt"] - 1)
+            raise SettingsError(reason=f"{problem['loc'][0]}: at most {most} USD") from None
+        raise SettingsError(reason=first_problem(error)) from None
+    show(
+        await connect(url, key).request(AccountView, "PUT", f"/api/accounts/{account}/policy", body),
+        as_json,
+        _account,
+    )
 
 
 @policy.command("show")
 @command
 async def show_policy(account: Id, url: Url = None, key: Key = None, as_json: Json = False) -> None:
     """An account's limits: on the chain, and asked for."""
-    found = await connect(url, key).request("GET", f"/api/accounts/{account}")
+    found = await connect(url, key).request(AccountView, "GET", f"/api/accounts/{account}")
     show({name: found[name] for name in ("policy", "wanted_policy")}, as_json, _policies)
 
 
@@ -188,30 +204,21 @@ def _account(account: Any) -> Table:
 
 
 def _accounts(found: Any) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("label", "id"):
-        table.add_column(name, overflow="fold")
-    for name in ("balance", "available", "held", "unsettled"):
-        table.add_column(name, justify="right")
-    for account in found:
-        numbers = (account[name] for name in ("balance", "available", "held", "unsettled"))
-        table.add_row(account["label"] or "–", account["id"], *numbers)
-    return table
+    money = ("balance", "available", "held", "unsettled")
+    return table(
+        ("label~", *(f"{name}>" for name in money), "id"),
+        ([account[name] for name in ("label", *money, "id")] for account in found),
+    )
 
 
 def _statement(found: Any) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("line", justify="right")
-    table.add_column("event")
-    table.add_column("USD", justify="right")
-    table.add_column("receipt")
-    table.add_column("block", justify="right")
-    for line in found["lines"]:
-        sign = "-" if line["event"] == "Charged" else ""
-        amount = f"{sign}{line['amount']}" if line["amount"] is not None else "–"
-        table.add_row(
-            str(line["entry"]), line["event"], amount, line["receipt_id"] or "–", str(line["block"])
-        )
-    for call in found["unsettled"]:
-        table.add_row("", f"({call['status']})", f"-{call['cost']}", call["id"], "")
-    return table
+    lines = [
+        (line["entry"], line["event"], _signed(line), line["block"], line["receipt_id"])
+        for line in found["lines"]
+    ]
+    lines += [("", f"({call['status']})", f"-{call['cost']}", "", call["id"]) for call in found["unsettled"]]
+    return table(("line>", "event", "USD>", "block>", "receipt"), lines)
+
+
+def _signed(line: Any) -> str | None:
+    return f"-{line['amount']}" if line["event"] == "Charged" else line["amount"]

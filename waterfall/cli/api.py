@@ -1,17 +1,17 @@
 """The gateway as the command line sees it, and where to find it."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
+from pydantic import TypeAdapter, ValidationError
 
+from waterfall.cli.folder import DEV_FOLDER, Folder
+from waterfall.cli.output import first_problem
 from waterfall.errors import SettingsError, WaterfallError
-
-DEV_FILE = Path(".waterfall/dev.json")
+from waterfall.gateway.admin import ErrorBody
 
 
 class GatewayAnswered(WaterfallError):
@@ -27,48 +27,33 @@ class Api:
     url: str
     key: str
 
-    async def request(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, **headers: str
-    ) -> Any:
-        """The answer's JSON.
+    async def request(self, shape: Any, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The answer as JSON of a shape, which is one of the gateway's views.
 
         Raises:
-            GatewayAnswered: the gateway's own error message, or that it cannot be reached.
+            GatewayAnswered: the gateway's own error message, or that no gateway answers there.
         """
-        sent = {"Authorization": f"Bearer {self.key}", **headers}
         try:
             async with (
-                aiohttp.ClientSession(headers=sent) as session,
+                aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.key}"}) as session,
                 session.request(method, self.url + path, json=body) as response,
             ):
                 answer = await response.json()
+            if response.status >= 400:  # noqa: PLR2004 - HTTP's error statuses
+                raise GatewayAnswered(reason=ErrorBody.model_validate(answer).error.message)
+            view: TypeAdapter[Any] = TypeAdapter(shape)
+            return view.dump_python(view.validate_python(answer), mode="json")
         except aiohttp.ClientConnectorError:
             raise GatewayAnswered(
                 reason=f"No gateway answers at {self.url}: start one with `waterfall dev`."
             ) from None
-        except (aiohttp.ClientError, TimeoutError, json.JSONDecodeError) as error:
-            raise GatewayAnswered(reason=f"{self.url} does not answer like a gateway: {error}") from None
-        if response.status >= 400:  # noqa: PLR2004 - HTTP's error statuses
-            raise GatewayAnswered(reason=answer["error"]["message"])
-        return answer
+        except ValidationError as error:
+            raise self._no_gateway(f"HTTP {response.status}, {first_problem(error)}") from None
+        except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:
+            raise self._no_gateway(str(error) or type(error).__name__) from None
 
-
-def read_dev_file() -> dict[str, Any]:
-    """What the last `waterfall dev` in this folder wrote of itself.
-
-    Raises:
-        SettingsError: there is none, or it is damaged.
-    """
-    try:
-        found: dict[str, Any] = json.loads(DEV_FILE.read_text())
-    except FileNotFoundError:
-        raise SettingsError(
-            reason="Which gateway? Start `waterfall dev` in this folder, or give --url and --key "
-            "(WATERFALL_URL, WATERFALL_ADMIN_KEY)."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise SettingsError(reason=f"{DEV_FILE}: {error}") from None
-    return found
+    def _no_gateway(self, problem: str) -> GatewayAnswered:
+        return GatewayAnswered(reason=f"{self.url} does not answer like a gateway: {problem}")
 
 
 def connect(url: str | None, key: str | None) -> Api:
@@ -80,6 +65,8 @@ def connect(url: str | None, key: str | None) -> Api:
     url = url or os.environ.get("WATERFALL_URL")
     key = key or os.environ.get("WATERFALL_ADMIN_KEY")
     if url is None or key is None:
-        dev = read_dev_file()
-        url, key = url or dev["gateway_url"], key or dev["admin_key"]
+        dev = Folder(DEV_FOLDER).read()
+        url, key = url or dev.gateway_url, key or dev.admin_key
+    if not (key.isascii() and key.isprintable()):  # no header can carry it
+        raise SettingsError(reason="The key (--key, WATERFALL_ADMIN_KEY) has characters that no key has.")
     return Api(url.rstrip("/"), key)

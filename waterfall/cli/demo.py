@@ -1,12 +1,11 @@
 """`waterfall demo`: the whole of Waterfall once, on real parts, in a folder of its own."""
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -19,18 +18,20 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from waterfall.chain.rpc import Rpc
 from waterfall.chain.vault import Vault
-from waterfall.chain.verify import verify
 from waterfall.cli import logs
 from waterfall.cli.api import Api
-from waterfall.cli.dev import Dev, running_dev
+from waterfall.cli.dev import running_dev, unless
+from waterfall.cli.folder import Dev, Folder
 from waterfall.cli.funding import wait_for_deposit
-from waterfall.cli.output import command, err, out
-from waterfall.cli.receipts import parse
+from waterfall.cli.output import command, err, out, plain, show_table, table
+from waterfall.cli.receipts import prove
 from waterfall.devnet.deploy import mint_and_deposit
 from waterfall.errors import ChainError, WaterfallError
+from waterfall.gateway.admin import AccountView, KeyView, ReceiptView
 from waterfall.money import format_usd, parse_usd, units_to_tokens
 
 DEMO_FOLDER = Path(".waterfall/demo")
@@ -78,20 +79,15 @@ async def demo(
 
     A demo that fails leaves its logs in .waterfall/demo.
     """
-    shutil.rmtree(DEMO_FOLDER, ignore_errors=True)
-    logs.configure(DEMO_FOLDER / "gateway.log")
-    with err.status("Starting a chain, a vault, a model and the gateway …") as status:
-        async with running_dev(DEMO_FOLDER, port=0, tell=status.update) as (dev, ended):
-            status.stop()
-            running = asyncio.create_task(_run(dev))
-            await asyncio.wait([running, ended], return_when=asyncio.FIRST_COMPLETED)
-            if not running.done():
-                running.cancel()
-                await ended
-                raise DemoFailed(reason="it was stopped")
-            running.result()
-    if not keep:
-        shutil.rmtree(DEMO_FOLDER, ignore_errors=True)
+    folder = Folder(DEMO_FOLDER)
+    with folder.owned(fresh=True):
+        logs.configure(DEMO_FOLDER / "gateway.log")
+        with err.status("Starting a chain, a vault, a model and the gateway …") as status:
+            async with running_dev(folder, port=0, tell=status.update) as (dev, ended):
+                status.stop()
+                await unless(ended, _run(dev))
+        if not keep:
+            folder.clear()
 
 
 async def _run(dev: Dev) -> None:
@@ -105,7 +101,7 @@ async def _run(dev: Dev) -> None:
         calls = await _make_calls(dev, wallets)
         await _run_into_the_limit(dev, api, wallets[1], calls)
         await _wait_until_settled(api, calls)
-        out.print(_table(calls))
+        show_table(_table(calls, dev.model))
         await _verify(vault, dev, calls)
         await _compare(vault, dev, api, wallets)
     out.print(
@@ -117,8 +113,8 @@ async def _run(dev: Dev) -> None:
 async def _open_wallets(vault: Vault, dev: Dev, api: Api) -> list[_Wallet]:
     wallets = []
     for label, usd in (("user: ada", "1.00"), ("agent: scout", "0.50"), ("team: research", "5.00")):
-        account = await api.request("POST", "/api/accounts", {"label": label})
-        key = await api.request("POST", f"/api/accounts/{account['id']}/keys", {"name": "demo"})
+        account = await api.request(AccountView, "POST", "/api/accounts", {"label": label})
+        key = await api.request(KeyView, "POST", f"/api/accounts/{account['id']}/keys", {"name": "demo"})
         payee = int(dev.platform), account["owner"], account["label_hash"]
         transaction = await mint_and_deposit(vault.rpc, dev.vault, *payee, units_to_tokens(parse_usd(usd)))
         await wait_for_deposit(api, account["id"], transaction)
@@ -169,17 +165,15 @@ async def _run_into_the_limit(dev: Dev, api: Api, agent: _Wallet, calls: list[_C
     from openai import APIStatusError  # noqa: PLC0415
 
     limit = {"max_per_window": _AGENT_LIMIT, "window_seconds": 86_400}
-    await api.request("PUT", f"/api/accounts/{agent.account}/policy", limit)
+    await api.request(AccountView, "PUT", f"/api/accounts/{agent.account}/policy", limit)
     out.print(f"\n{agent.label} may now spend {_AGENT_LIMIT} USD a day. It works on …", highlight=False)
     for _ in range(50):
         try:
             calls.append(await _call(dev, agent, "Think of a word. " * 20, stream=False))
         except APIStatusError as refusal:
             error: Any = refusal.body
-            out.print(
-                f"  [yellow]{refusal.status_code} {error['code']}[/yellow]: {error['message']}",
-                highlight=False,
-            )
+            refused = (f"{refusal.status_code} {error['code']}", "yellow")
+            out.print(Text.assemble("  ", refused, ": ", plain(error["message"])))
             if refusal.status_code != 402:  # noqa: PLR2004
                 raise DemoFailed(reason=error["message"]) from None
             return
@@ -200,44 +194,38 @@ async def _wait_until_settled(api: Api, calls: list[_Call]) -> None:
             async with asyncio.timeout(_SETTLE_SECONDS):
                 for call in calls:
                     while (call.shown or {}).get("status") not in {"settled", "final"}:
-                        call.shown = await api.request("GET", f"/api/receipts/{call.receipt}")
+                        call.shown = await api.request(ReceiptView, "GET", f"/api/receipts/{call.receipt}")
                         await asyncio.sleep(0.05)
                     progress.advance(task)
     except TimeoutError:
         raise DemoFailed(reason=f"not everything was settled within {_SETTLE_SECONDS} s") from None
 
 
-def _table(calls: list[_Call]) -> Table:
-    table = Table(title="\nEvery call", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    columns: tuple[tuple[str, Literal["left", "right"]], ...] = (
-        ("account", "left"),
-        ("model", "left"),
-        ("in", "right"),
-        ("out", "right"),
-        ("cost USD", "right"),
-        ("receipt", "left"),
-        ("transaction", "left"),
-        ("block", "right"),
-        ("settled after", "right"),
-    )
-    for name, justify in columns:
-        table.add_column(name, justify=justify)
+def _table(calls: list[_Call], model: str | None) -> Table:
+    rows, waits = [], []
     for call in calls:
         shown = call.shown
         receipt = shown["receipt"]["receipt"]
-        table.add_row(
-            call.wallet.label,
-            shown["model"] + (" ≋" if call.streamed else ""),
-            str(receipt["input_tokens"]),
-            str(receipt["output_tokens"]),
-            shown["cost"],
-            shown["id"],
-            shown["transaction"][:12] + "…",
-            str(shown["block"]),
-            f"{shown['settled_at'] - shown['captured_at']} ms",
+        waits.append(shown["settled_at"] - shown["captured_at"])
+        rows.append(
+            (
+                call.wallet.label.partition(": ")[2] + ("≋" if call.streamed else ""),
+                receipt["input_tokens"],
+                receipt["output_tokens"],
+                shown["cost"],
+                shown["id"],
+                shown["transaction"][:9] + "…",
+                shown["block"],
+            )
         )
-    table.caption = "≋ streamed"
-    return table
+    return table(
+        ("account~", "in>", "out>", "cost USD>", "receipt", "settled in", "block>"),
+        rows,
+        title=f"\nEvery call of {model}",
+        caption=f"≋ streamed; settled {min(waits)} to {max(waits)} ms after its answer",
+        box=SIMPLE_HEAD,
+        padding=0,  # 80 columns hold it
+    )
 
 
 @asynccontextmanager
@@ -251,28 +239,28 @@ async def _node(dev: Dev) -> AsyncIterator[Vault]:
 
 async def _verify(vault: Vault, dev: Dev, calls: list[_Call]) -> None:
     for call in calls:
-        await verify(parse(call.shown), vault, dev.chain_id)
+        await prove(call.shown, vault, dev.chain_id)
     out.print(
         f"[green]✓[/green] {len(calls)} receipts verified: signature, meter, amount recomputed, charge on-chain"
     )
 
 
 async def _compare(vault: Vault, dev: Dev, api: Api, wallets: list[_Wallet]) -> None:
-    table = Table(
-        title="\nBalances, to the last unit (0.000000000001 USD)", title_justify="left", box=SIMPLE_HEAD
-    )
-    table.add_column("account")
-    table.add_column("on-chain USD", justify="right")
-    table.add_column("ledger USD", justify="right")
-    table.add_column("held", justify="right")
-    table.add_column("unsettled", justify="right")
+    rows = []
     for wallet in wallets:
         on_chain = (await vault.account(int(dev.platform), wallet.account)).balance
-        shown = await api.request("GET", f"/api/accounts/{wallet.account}")
-        table.add_row(wallet.label, format_usd(on_chain), shown["balance"], shown["held"], shown["unsettled"])
-        if (format_usd(on_chain), "0.00", "0.00") != (shown["balance"], shown["held"], shown["unsettled"]):
+        shown = await api.request(AccountView, "GET", f"/api/accounts/{wallet.account}")
+        rows.append((wallet.label, format_usd(on_chain), shown["balance"], shown["held"], shown["unsettled"]))
+        if rows[-1][1:] != (shown["balance"], shown["balance"], "0.00", "0.00"):
             raise ChainError(reason=f"{wallet.label}: chain and ledger differ")
     earned = (await vault.platform(int(dev.platform))).earnings
-    table.caption = f"The platform has earned {format_usd(earned)} USD."
-    out.print(table)
+    show_table(
+        table(
+            ("account~", "on-chain USD>", "ledger USD>", "held>", "unsettled>"),
+            rows,
+            title="\nBalances, to the last unit (0.000000000001 USD)",
+            caption=f"The platform has earned {format_usd(earned)} USD.",
+            box=SIMPLE_HEAD,
+        )
+    )
     out.print("[green]✓[/green] on-chain and ledger are equal")

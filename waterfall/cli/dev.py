@@ -2,16 +2,14 @@
 
 import asyncio
 import contextlib
-import json
-import shutil
-from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from waterfall.cli import logs
+from waterfall.cli.folder import DEV_FOLDER, Dev, Folder, Kept
 from waterfall.cli.output import command, err, facts
 from waterfall.cli.service import Running, Secrets, serve
 from waterfall.devnet import deploy
@@ -25,7 +23,6 @@ from waterfall.money import tokens_to_units
 from waterfall.settings import ChainSettings, Settings, load
 from waterfall.types import ZERO_ADDRESS
 
-DEV_FOLDER = Path(".waterfall")
 _LABEL_SALT = b"waterfall.devnet"
 _ACCOUNT_LABEL = "dev"
 _FIRST_DEPOSIT = 100 * 10**6
@@ -38,23 +35,7 @@ _MODEL_PRICES = {
 }
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Dev:
-    """What runs, as `dev.json` tells it."""
-
-    gateway_url: str
-    rpc_url: str
-    chain_id: int
-    vault: str
-    token: str
-    platform: str
-    admin_key: str
-    account: str
-    account_key: str
-    model: str | None
-    """A model that can be called."""
+T = TypeVar("T")
 
 
 def _secrets(admin_key: str) -> Secrets:
@@ -73,36 +54,40 @@ def _chain(rpc_url: str, chain_id: int, deployment: Deployment) -> ChainSettings
     )
 
 
-def _database(folder: Path) -> str:
-    return f"sqlite:///{folder / 'waterfall.db'}"
-
-
 @contextlib.asynccontextmanager
-async def local_chain(folder: Path) -> AsyncIterator[tuple[Settings, ChainSettings, Secrets]]:
-    """The local chain of a folder alone, for commands that need no gateway.
+async def local_chain(path: Path) -> AsyncIterator[tuple[Settings, ChainSettings, Secrets]]:
+    """The local chain of a folder alone, with its ledger, for commands that need no gateway.
 
     Raises:
-        SettingsError, ProcessFailed, ChainError
+        SettingsError: there is none, or it is in use.
+        ProcessFailed, ChainError
     """
-    async with Anvil(folder) as anvil:
-        deployment = await deploy.deploy(anvil.rpc)
-        chain = _chain(anvil.rpc_url, anvil.chain_id, deployment)
-        yield Settings(database=_database(folder)), chain, _secrets("")
+    folder, anvil = Folder(path), Anvil(path)
+    kept = folder.kept()
+    if kept is None:
+        raise SettingsError(reason=f"there is no local chain in {path}: name a settings file with --config")
+    with folder.owned():
+        if not anvil.state_file.exists():
+            raise SettingsError(reason=f"the local chain in {path} was lost: there is nothing to read again")
+        async with anvil:
+            deployment = await deploy.deploy(anvil.rpc)
+            chain = _chain(anvil.rpc_url, anvil.chain_id, deployment)
+            yield Settings(database=kept.database), chain, _secrets("")
 
 
 @contextlib.asynccontextmanager
 async def running_dev(
-    folder: Path,
+    folder: Folder,
     *,
     config: Path | None = None,
     llm: bool = True,
     port: int | None = None,
     tell: Tell = lambda _: None,
-) -> AsyncIterator[tuple[Dev, "asyncio.Future[Any]"]]:
-    """Everything, running; and a future that ends when any of it does.
+) -> AsyncIterator[tuple[Dev, "asyncio.Task[None]"]]:
+    """Everything, running; and a task that ends when any of it does.
 
     Args:
-        folder: where chain, database and logs are.
+        folder: where chain, database and logs are; the caller owns it.
         config: settings with other upstreams and models; None: the local model.
         llm: whether to run the local model where there is no `config`.
         port: the gateway's; None: the settings'.
@@ -111,19 +96,20 @@ async def running_dev(
     Raises:
         SettingsError, ProcessFailed, ChainError, LedgerError: it cannot start.
     """
-    settings = Settings(database=_database(folder)) if config is None else load(config)
-    (folder / "dev.json").unlink(missing_ok=True)
+    settings = Settings(database=folder.database) if config is None else load(config)
+    folder.untell()
     async with contextlib.AsyncExitStack() as stack:
-        anvil = Anvil(folder)
-        model = LocalModel(folder, progress=_assembling(tell)) if llm and config is None else None
+        anvil = Anvil(folder.path)
+        model = LocalModel(folder.path, progress=_assembling(tell)) if llm and config is None else None
         tell("Starting the chain …")
         await stack.enter_async_context(anvil)
-        starting = asyncio.create_task(model.start()) if model is not None else None
         if model is not None:
             stack.push_async_callback(model.stop)
+            starting = asyncio.create_task(model.start())
+            stack.push_async_callback(_cancel, starting)
         deployment = await deploy.deploy(anvil.rpc)
         await anvil.mine_every(_BLOCK_SECONDS)
-        if model is not None and starting is not None:
+        if model is not None:
             tell("Loading the model …")
             await starting
             settings = _with_model(settings, model)
@@ -132,33 +118,30 @@ async def running_dev(
                 update={"gateway": settings.gateway.model_copy(update={"port": port})}
             )
         tell("Starting the gateway …")
-        kept = _kept(folder)
-        secrets = _secrets(kept.get("admin_key") or keys.new_secret())
+        kept = folder.kept() or Kept(
+            admin_key=keys.new_secret(), account_key=keys.new_secret(), database=settings.database
+        )
         started: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
 
         async def ready(running: Running) -> None:
             started.set_result(running)
 
         chain = _chain(anvil.rpc_url, anvil.chain_id, deployment)
-        service = asyncio.create_task(serve(settings, chain, secrets, ready))
-        stack.push_async_callback(_cancel, service)
-        parts = [service, asyncio.create_task(anvil.child.watch())]
+        parts = [
+            asyncio.create_task(serve(settings, chain, _secrets(kept.admin_key), ready)),
+            asyncio.create_task(anvil.child.watch()),
+        ]
         if model is not None:
             parts.append(asyncio.create_task(model.child.watch()))
-        for watch in parts[1:]:
-            stack.push_async_callback(_cancel, watch)
+        for part in parts:
+            stack.push_async_callback(_cancel, part)
         ended = asyncio.create_task(_first(parts))
         stack.push_async_callback(_cancel, ended)
-        waiting: list[asyncio.Future[Any]] = [started, ended]
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if not started.done():
-            await ended
-            raise SettingsError(reason="it was stopped while it started")
-        running = started.result()
+        running = await unless(ended, started)
+        # Only now, as the ledger has said that it is this chain's.
+        folder.keep(kept.model_copy(update={"database": settings.database}))
         tell("Funding an account …")
-        account, account_key = await _first_account(
-            anvil, deployment, running.ledger, kept.get("account_key")
-        )
+        account = await unless(ended, _first_account(anvil, deployment, running.ledger, kept.account_key))
         dev = Dev(
             gateway_url=running.url,
             rpc_url=anvil.rpc_url,
@@ -166,15 +149,30 @@ async def running_dev(
             vault=deployment.vault,
             token=deployment.token,
             platform=str(deployment.platform),
-            admin_key=secrets.admin_key,
+            admin_key=kept.admin_key,
             account=account,
-            account_key=account_key,
+            account_key=kept.account_key,
             model=next(iter(settings.models), None),
         )
-        _write(folder / "keys.json", {"admin_key": dev.admin_key, "account_key": dev.account_key})
-        _write(folder / "dev.json", asdict(dev))
-        stack.callback((folder / "dev.json").unlink, missing_ok=True)
-        yield dev, ended
+        with folder.told(dev):
+            yield dev, ended
+
+
+async def unless(ended: "asyncio.Task[None]", step: Awaitable[T]) -> T:
+    """What a step gives, if `ended` does not end before it; that one's failure is ours.
+
+    Raises:
+        CancelledError: it ended without failure, by a signal that came to it instead of to us.
+    """
+    working = asyncio.ensure_future(step)
+    try:
+        await asyncio.wait((working, ended), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            ended.result()
+            raise asyncio.CancelledError
+        return working.result()
+    finally:
+        await _cancel(working)
 
 
 def _assembling(tell: Tell) -> Callable[[int, int], None]:
@@ -188,7 +186,7 @@ async def _first(parts: list["asyncio.Task[Any]"]) -> None:
         part.result()
 
 
-async def _cancel(task: "asyncio.Task[Any]") -> None:
+async def _cancel(task: "asyncio.Future[Any]") -> None:
     task.cancel()
     await asyncio.wait([task])
     if not task.cancelled():
@@ -203,34 +201,14 @@ def _with_model(settings: Settings, model: LocalModel) -> Settings:
     )
 
 
-def _kept(folder: Path) -> dict[str, str]:
-    """The keys of earlier starts in this folder: they stay valid."""
-    try:
-        found: dict[str, str] = json.loads((folder / "keys.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    """Write a file that only its owner may read, whole or not at all."""
-    partial = file.with_suffix(".partial")
-    partial.touch(mode=0o600)
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(file)
-
-
-async def _first_account(
-    anvil: Anvil, deployment: Deployment, ledger: Ledger, known_key: str | None
-) -> tuple[str, str]:
-    """An account with 100 USD and a key of it."""
+async def _first_account(anvil: Anvil, deployment: Deployment, ledger: Ledger, secret: str) -> str:
+    """An account with 100 USD that the key belongs to."""
     try:
         account = await ledger.write(
             lambda tx: accounts.create_account(tx, ledger.platform, ZERO_ADDRESS, _LABEL_SALT, _ACCOUNT_LABEL)
         )
     except AccountExists as error:
         account = str(error.details["account"])
-    secret = known_key or keys.new_secret()
     await ledger.add_key(secret, account=account, name=_ACCOUNT_LABEL)
     record = await ledger.read(lambda c: views.account(c, account))
     if record.entries == 0:
@@ -240,7 +218,7 @@ async def _first_account(
         while record.wallet.available < tokens_to_units(_FIRST_DEPOSIT):
             await asyncio.sleep(_POLL_SECONDS)
             record = await ledger.read(lambda c: views.account(c, account))
-    return account, secret
+    return account
 
 
 @command
@@ -256,18 +234,18 @@ async def dev(
 
     What runs is told in .waterfall/dev.json, while it runs. Chain and ledger are kept for the next start.
     """
-    if fresh:
-        shutil.rmtree(DEV_FOLDER, ignore_errors=True)
-    logs.configure(DEV_FOLDER / "gateway.log")
-    with err.status("Starting …") as status:
-        async with running_dev(DEV_FOLDER, config=config, llm=llm, port=port, tell=status.update) as (
-            dev_,
-            ended,
-        ):
-            status.stop()
-            err.print(_summary(dev_))
-            await ended
-            err.print("Stopping …", style="dim")
+    folder = Folder(DEV_FOLDER)
+    with folder.owned(fresh=fresh):
+        logs.configure(DEV_FOLDER / "gateway.log")
+        with err.status("Starting …") as status:
+            async with running_dev(folder, config=config, llm=llm, port=port, tell=status.update) as (
+                dev_,
+                ended,
+            ):
+                status.stop()
+                err.print(_summary(dev_))
+                await ended
+                err.print("Stopping …", style="dim")
 
 
 def _summary(dev_: Dev) -> Any:

@@ -5,17 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from waterfall.chain import token, vault
-from waterfall.chain.rpc import Rpc
+from waterfall.chain.rpc import Rpc, RpcError
 from waterfall.chain.transactions import transact
 from waterfall.chain.vault import Vault
-from waterfall.cli.api import Api, read_dev_file
+from waterfall.cli.api import Api
+from waterfall.cli.folder import DEV_FOLDER, Folder
 from waterfall.devnet import deploy
 from waterfall.errors import ChainError, SettingsError
+from waterfall.gateway.admin import AccountView, StatementView
 from waterfall.money import format_usd, tokens_to_units
 from waterfall.settings import KeySettings, load
+from waterfall.types import ZERO_ADDRESS
 
-_PATIENCE_SECONDS = 600
 _POLL_SECONDS = 0.2
+
+
+class DepositPending(ChainError):
+    """The deposit {transaction} is on the chain, but not final after {minutes} minutes: it will count once it is."""
+
+    code = "deposit_pending"
 
 
 async def deposit(account: Any, tokens: int, *, wallet: str | None, config: Path | None) -> str:
@@ -31,8 +39,8 @@ async def deposit(account: Any, tokens: int, *, wallet: str | None, config: Path
         SettingsError, ChainError
     """
     if config is None:
-        dev = read_dev_file()
-        rpc_url, address, platform, keys = dev["rpc_url"], dev["vault"], int(dev["platform"]), KeySettings()
+        dev = Folder(DEV_FOLDER).read()
+        rpc_url, address, platform, keys = dev.rpc_url, dev.vault, int(dev.platform), KeySettings()
     else:
         settings = load(config)
         if settings.chain is None:
@@ -46,32 +54,42 @@ async def deposit(account: Any, tokens: int, *, wallet: str | None, config: Path
             if config is not None:
                 raise SettingsError(reason="say whose USDC with --wallet: only the local chain can mint")
             return await deploy.mint_and_deposit(rpc, address, *payee, tokens)
-        payer = keys.signer(wallet)
-        usdc = await Vault(rpc, address).token()
+        payer, contract = keys.signer(wallet), Vault(rpc, address)
+        if (await contract.platform(platform)).owner == ZERO_ADDRESS:
+            raise SettingsError(reason=f"chain.platform: the vault has no platform {platform}")
+        usdc = await contract.token()
         funds = await token.balance_of(rpc, usdc, payer.address)
         if funds < tokens:
             raise ChainError(reason=f"{payer.address} has only {format_usd(tokens_to_units(funds))} USDC")
         await transact(rpc, payer, usdc, token.approve(address, tokens))
         receipt = await transact(rpc, payer, address, vault.deposit(*payee, tokens))
         return str(receipt["transactionHash"])
+    except RpcError as error:
+        refused = vault.refusal(error.details["data"])
+        if refused is None:
+            raise
+        raise ChainError(reason=f"the vault refuses: {refused}") from error
     finally:
         await rpc.close()
 
 
-async def wait_for_deposit(api: Api, account: str, transaction: str) -> Any:
+async def wait_for_deposit(api: Api, account: str, transaction: str, *, patience_seconds: float = 600) -> Any:
     """The account, once a deposit of it can be spent.
 
     Raises:
-        ChainError: it takes longer than ten minutes.
+        DepositPending: that takes longer than our patience.
     """
-    seen = 0
-    async with asyncio.timeout(_PATIENCE_SECONDS):
-        while True:
-            page = await api.request("GET", f"/api/accounts/{account}/statement?after={seen}&limit=1000")
-            if any(line["transaction"] == transaction for line in page["lines"]):
-                shown = await api.request("GET", f"/api/accounts/{account}")
-                if shown["pending"] == "0.00":
-                    return shown
-            elif page["lines"]:
-                seen = page["lines"][-1]["entry"]
-            await asyncio.sleep(_POLL_SECONDS)
+    seen, path = 0, f"/api/accounts/{account}"
+    try:
+        async with asyncio.timeout(patience_seconds):
+            while True:
+                page = await api.request(StatementView, "GET", f"{path}/statement?after={seen}&limit=1000")
+                if any(line["transaction"] == transaction for line in page["lines"]):
+                    shown = await api.request(AccountView, "GET", path)
+                    if shown["pending"] == "0.00":
+                        return shown
+                elif page["lines"]:
+                    seen = page["lines"][-1]["entry"]
+                await asyncio.sleep(_POLL_SECONDS)
+    except TimeoutError:
+        raise DepositPending(transaction=transaction, minutes=f"{patience_seconds / 60:g}") from None

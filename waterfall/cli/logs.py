@@ -1,6 +1,8 @@
 """Where logs go: to the terminal as lines for people, or to a file or pipe as JSON."""
 
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from typing import TextIO
 
@@ -25,3 +27,10 @@ def configure(to: Path | None = None) -> None:
         logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
+
+
+def keep(error: Exception) -> Path:
+    """Write the traceback of an error nobody foresaw; where it is."""
+    with tempfile.NamedTemporaryFile("w", prefix="waterfall-", suffix=".log", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    return Path(file.name)

@@ -6,17 +6,23 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from rich.text import Text
 
 from waterfall.chain.rpc import Rpc
 from waterfall.chain.vault import Vault
 from waterfall.chain.verify import Proof, verify
 from waterfall.cli.accounts import Key, Url
-from waterfall.cli.api import connect, read_dev_file
-from waterfall.cli.output import Json, command, facts, out, show
+from waterfall.cli.api import connect
+from waterfall.cli.folder import DEV_FOLDER, Folder
+from waterfall.cli.output import Json, command, facts, first_problem, out, plain, show
 from waterfall.errors import SettingsError, VerificationFailed
+from waterfall.gateway.admin import ReceiptView
 from waterfall.money import format_usd
 from waterfall.settings import load
 from waterfall.types import SignedReceipt
+
+_ON_CHAIN = {"settled", "final"}
+_CHARGED = {"queued", "batched", *_ON_CHAIN}
 
 receipts = typer.Typer(help="Signed receipts.", no_args_is_help=True)
 
@@ -30,7 +36,7 @@ async def show_(
     as_json: Json = False,
 ) -> None:
     """One receipt and where its charge stands."""
-    found = await connect(url, key).request("GET", f"/api/receipts/{receipt}")
+    found = await connect(url, key).request(ReceiptView, "GET", f"/api/receipts/{receipt}")
     names = ("id", "status", "reason", "account", "model", "held", "cost", "transaction", "block")
     show(found, as_json, lambda r: facts("Receipt", [(name, r[name]) for name in names]))
 
@@ -61,12 +67,12 @@ async def verify_(
             chain.deployed_block,
         )
     else:
-        dev = read_dev_file()
-        rpc_url, chain_id, vault, first = rpc or dev["rpc_url"], dev["chain_id"], dev["vault"], 0
-    signed = await _read(receipt, url, key)
+        dev = Folder(DEV_FOLDER).read()
+        rpc_url, chain_id, vault, first = rpc or dev.rpc_url, dev.chain_id, dev.vault, 0
+    found = await _read(receipt, url, key)
     node = Rpc(rpc_url)
     try:
-        proof = await verify(signed, Vault(node, vault), chain_id, from_block=first)
+        signed, proof = await prove(found, Vault(node, vault), chain_id, from_block=first)
     finally:
         await node.close()
     if as_json:
@@ -75,16 +81,19 @@ async def verify_(
         _print(signed, proof)
 
 
-async def _read(receipt: str, url: str | None, key: str | None) -> SignedReceipt:
+async def _read(receipt: str, url: str | None, key: str | None) -> Any:
     path = Path(receipt)
-    if path.is_file():
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise VerificationFailed(reason=f"{path} is not JSON: {error}") from None
-    else:
-        found = await connect(url, key).request("GET", f"/api/receipts/{receipt}")
-    return parse(found)
+    if not path.is_file():
+        found = await connect(url, key).request(ReceiptView, "GET", f"/api/receipts/{receipt}")
+        if found["id"] != receipt:
+            raise VerificationFailed(reason=f"the gateway answered with {found['id']}")
+        return found
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise VerificationFailed(reason=f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise VerificationFailed(reason=f"{path} is not JSON: {error}") from None
 
 
 def parse(found: Any) -> SignedReceipt:
@@ -93,26 +102,65 @@ def parse(found: Any) -> SignedReceipt:
     Raises:
         VerificationFailed: it is none.
     """
-    if isinstance(found, dict) and "signature" not in found:
-        if found.get("receipt") is None and "status" in found:
-            raise VerificationFailed(
-                reason=f"nothing was charged: the call is {found['status']}, {found['reason']}"
-            )
-        found = found.get("receipt")
+    return _parse(found)[0]
+
+
+async def prove(
+    found: Any, vault: Vault, chain_id: int, *, from_block: int = 0
+) -> tuple[SignedReceipt, Proof]:
+    """Prove a receipt as `verify` does, and that what stands around it is true where anything can tell.
+
+    Raises:
+        VerificationFailed: the first thing that differs.
+        ChainError: the chain cannot be read.
+    """
+    signed, view = _parse(found)
+    if view is not None:
+        of = signed.receipt
+        _same("id", view.id, signed.id)
+        _same("charge_id", view.charge_id, of.charge_id)
+        _same("account", view.account, of.account)
+        _same("model", view.model, of.model)
+        _same("cost", format_usd(view.cost or 0), format_usd(of.amount))
+    proof = await verify(signed, vault, chain_id, from_block=from_block)
+    if view is not None:
+        if view.status not in _CHARGED:
+            raise VerificationFailed(reason=f"around it the call is {view.status}, but it was charged")
+        if view.status in _ON_CHAIN or (view.transaction, view.block) != (None, None):
+            _same("transaction", view.transaction, proof.transaction)
+            _same("block", view.block, proof.block)
+    return signed, proof
+
+
+def _same(name: str, around: Any, proven: Any) -> None:
+    if around != proven:
+        raise VerificationFailed(reason=f"around it the {name} is {around}, in truth it is {proven}")
+
+
+def _parse(found: Any) -> tuple[SignedReceipt, ReceiptView | None]:
     try:
-        return SignedReceipt.model_validate_json(json.dumps(found))
+        if not isinstance(found, dict) or "signature" in found:
+            return SignedReceipt.model_validate_json(json.dumps(found)), None
+        if found.get("receipt") is None:
+            facts = ", ".join(str(found[name]) for name in ("status", "reason") if found.get(name))
+            raise VerificationFailed(reason="there is no signed receipt in it" + (facts and f": {facts}"))
+        view = ReceiptView.model_validate_json(json.dumps(found))
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "it"
-        raise VerificationFailed(reason=f"{where}: {problem['msg']}") from None
+        raise VerificationFailed(reason=first_problem(error)) from None
+    except RecursionError:
+        raise VerificationFailed(reason="it is nested too deeply") from None
+    assert view.receipt is not None  # noqa: S101 - seen above
+    return view.receipt, view
 
 
 def _print(signed: SignedReceipt, proof: Proof) -> None:
+    receipt = signed.receipt
     out.print(
-        f"Receipt {signed.id}: {format_usd(signed.receipt.amount)} USD for {signed.receipt.model}",
-        highlight=False,
+        plain(f"Charge {receipt.charge_id}: {format_usd(receipt.amount)} USD for {receipt.model}"),
+        plain(f"  account {receipt.account}"),
+        *(Text.assemble("  ", ("✓", "green"), " ", plain(step)) for step in proof.shown),
+        plain(f"  transaction {proof.transaction}, block {proof.block}"),
+        Text("It cannot prove that the provider counted its tokens rightly.", "dim"),
+        sep="\n",
+        soft_wrap=True,
     )
-    for step in proof.shown:
-        out.print(f"  [green]✓[/green] {step}", highlight=False)
-    out.print(f"  transaction {proof.transaction}, block {proof.block}", highlight=False)
-    out.print("It cannot prove that the provider counted its tokens rightly.", style="dim")

@@ -9,8 +9,9 @@ from rich.table import Table
 from sqlalchemy import Connection
 
 from waterfall.cli import logs
-from waterfall.cli.dev import DEV_FOLDER, local_chain
-from waterfall.cli.output import Json, command, err, facts, show
+from waterfall.cli.dev import local_chain
+from waterfall.cli.folder import DEV_FOLDER
+from waterfall.cli.output import Json, command, err, facts, plain, show
 from waterfall.cli.service import Running, Secrets, open_ledger, serve
 from waterfall.errors import LedgerError, SettingsError
 from waterfall.ledger import views
@@ -56,7 +57,7 @@ async def serve_(config: Config = DEFAULT_FILE) -> None:
     logs.configure()
 
     async def ready(running: Running) -> None:
-        err.print(f"Waterfall serves platform {chain.platform} at {running.url}", highlight=False)
+        err.print(plain(f"Waterfall serves platform {chain.platform} at {running.url}"))
 
     await serve(settings, chain, secrets_of(settings, chain), ready)
 

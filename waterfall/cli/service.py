@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -160,6 +161,7 @@ async def serve(
             try:
                 await _until_started(server, serving)
                 host, port = listener.getsockname()[:2]
+                host = f"[{host}]" if ":" in host else host
                 await ready(Running(f"http://{host}:{port}", ledger, relayer))
                 await asyncio.wait([relaying, serving], return_when=asyncio.FIRST_COMPLETED)
                 if relaying.done():
@@ -183,15 +185,16 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        reason = (
-            f"gateway.port: {host}:{port} cannot be listened on: {error.strerror}; port 0 takes a free one"
-        )
+        if error.errno in {errno.EADDRINUSE, errno.EACCES}:
+            reason = f"gateway.port: {host}:{port} cannot be listened on: {error.strerror}; port 0 takes a free one"
+        else:
+            reason = f"gateway.host: {host} cannot be listened on: {error.strerror or error}"
         raise SettingsError(reason=reason) from None
     return listener
 
 
 class _Server(uvicorn.Server):
-    """Stops on signals without raising them again: what surrounds it has to be put away first."""
+    """Stops on signals without raising them again: what surrounds it has to be put away first, undisturbed."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -203,7 +206,7 @@ class _Server(uvicorn.Server):
             yield
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+                loop.add_signal_handler(number, lambda: None)
 
 
 async def _until_started(server: uvicorn.Server, serving: "asyncio.Task[None]") -> None:
