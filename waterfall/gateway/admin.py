@@ -93,6 +93,7 @@ class RefusalFacts(ErrorFacts):
     """Why a wallet refuses a call; amounts in USD."""
 
     account: Hash32
+    """Who was to pay."""
     required: Usd
     """The least that would have let the call run."""
     maximum: Usd
@@ -108,9 +109,11 @@ class RefusalFacts(ErrorFacts):
     scope: Literal["per_charge", "per_window"] | None = None
     """Which limit."""
     limit: Usd | None = None
+    """What it is."""
     window_seconds: int | None = None
+    """Length of its windows."""
     next_window_at: int | None = None
-    """Unix seconds of block time."""
+    """When the next one begins, Unix seconds of block time."""
     expires_at: int | None = None
     """Unix second from which the policy refuses everything."""
 
