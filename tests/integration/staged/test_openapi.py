@@ -1,6 +1,7 @@
 """The OpenAPI document against what the routes answer."""
 
 import io
+import re
 
 import pytest
 import pytest_asyncio
@@ -147,6 +148,12 @@ async def test_openapi__every_declared_error__is_one_that_the_route_answers(clie
 
     declared = {(*route, status) for route, statuses in ERRORS.items() for status in statuses}
     assert provoked.seen == declared - NOT_PROVOKED
+
+
+async def test_openapi__money_that_is_sent__may_have_no_sign(document):
+    amount, _ = document["components"]["schemas"]["NewCharge"]["properties"]["amount"]["anyOf"]
+    assert re.fullmatch(amount["pattern"], "12.50")
+    assert not re.fullmatch(amount["pattern"], "-12.50")
 
 
 async def test_openapi__a_charges_key_and_an_answers_money__are_told(client, operations):
