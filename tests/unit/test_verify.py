@@ -168,6 +168,7 @@ def shown(signed, **changed):
         **{name: receipt["receipt"][name] for name in names},
         **dict.fromkeys(("created_at", "captured_at", "settled_at"), 1),
         **dict.fromkeys(("held", "cost"), "0.00002"),
+        "excess": "0.00",
         "id": signed.id,
         "status": "settled",
         "reason": None,

@@ -12,7 +12,7 @@ from waterfall.cli.api import connect
 from waterfall.cli.output import Json, command, facts, first_problem, out, show, table
 from waterfall.errors import SettingsError
 from waterfall.gateway.admin import AccountView, KeyView, StatementView
-from waterfall.money import format_usd, parse_usd, units_to_tokens
+from waterfall.money import parse_usd, units_to_tokens
 from waterfall.types import ZERO_ADDRESS, Policy
 
 accounts = typer.Typer(help="Accounts of users, agents and teams.", no_args_is_help=True)
@@ -146,10 +146,6 @@ async def set_policy(
     try:
         Policy.model_validate(body)
     except ValidationError as error:
-        problem = error.errors()[0]
-        if problem["type"] == "less_than" and str(problem["loc"][0]).startswith("max_"):
-            most = format_usd(problem["ctx"]["lt"] - 1)
-            raise SettingsError(reason=f"{problem['loc'][0]}: at most {most} USD") from None
         raise SettingsError(reason=first_problem(error)) from None
     show(
         await connect(url, key).request(AccountView, "PUT", f"/api/accounts/{account}/policy", body),

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -26,10 +25,10 @@ from waterfall.ledger.views import AccountRecord, CallRecord
 from waterfall.ledger.wallet import Wallet
 from waterfall.metering import prices
 from waterfall.metering.usage import UsageUnreadable, from_openai_chat
-from waterfall.money import MAX_UNITS, Usd, UsdText, format_usd
+from waterfall.money import MAX_UNITS, Usd, UsdText, between
 from waterfall.receipts import bytes_hash, canonical_hash
 from waterfall.types import (
-    MAX_LIMIT,
+    LIMITS,
     ZERO_ADDRESS,
     Address,
     BigInt,
@@ -56,20 +55,6 @@ class Shown(BaseModel):
 
 class _Body(Shown):
     model_config = ConfigDict(extra="forbid")
-
-
-def _from_to(least: int, most: int) -> AfterValidator:
-    """Bounds of money that are told in USD, as a refusal in credit units would tell nobody anything."""
-
-    def check(value: int) -> int:
-        if not least <= value <= most:
-            raise ValueError(f"must be from {format_usd(least)} to {format_usd(most)} USD")
-        return value
-
-    return AfterValidator(check)
-
-
-_Limit = Annotated[UsdText, _from_to(0, MAX_LIMIT)]
 
 
 class ErrorFacts(Shown):
@@ -171,9 +156,9 @@ class AccountView(Shown):
 class PolicyBody(_Body):
     """Limits; an absent one does not exist, one of 0 refuses everything."""
 
-    max_per_charge: _Limit | None = None
+    max_per_charge: Annotated[UsdText, LIMITS] | None = None
     """USD, inclusive."""
-    max_per_window: _Limit | None = None
+    max_per_window: Annotated[UsdText, LIMITS] | None = None
     """USD in one window, inclusive."""
     window_seconds: int | None = Field(default=None, ge=60, lt=2**32, strict=True, validate_default=True)
     """Length of the fixed windows of block time that `max_per_window` counts in."""
@@ -210,7 +195,7 @@ class NewCharge(_Body):
     """A call that was metered elsewhere: an amount, or a model and the provider's usage object."""
 
     account: Hash32
-    amount: Annotated[UsdText, _from_to(1, MAX_UNITS)] | None = None
+    amount: Annotated[UsdText, between(1, MAX_UNITS)] | None = None
     model: str | None = Field(default=None, min_length=1, max_length=200)
     usage: dict[str, Any] | None = None
 
