@@ -7,7 +7,7 @@ One USDC base unit (6 decimals) is 10**6 units.
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
 
 UNITS_PER_USD = 10**12
 UNITS_PER_TOKEN_BASE_UNIT = 10**6
@@ -85,3 +85,14 @@ Usd = Annotated[int, BeforeValidator(_from_text_or_units), _AS_TEXT, _schema(r"^
 
 UsdText = Annotated[int, BeforeValidator(_from_text), _AS_TEXT, _schema(r"^\d+(\.\d+)?$")]
 """The same for bodies and files that people write: a bare number is refused, as it could mean either."""
+
+
+def between(least: int, most: int) -> AfterValidator:
+    """Inclusive bounds of such a field. Who breaks them is told in USD: credit units would tell nobody anything."""
+
+    def check(value: int) -> int:
+        if not least <= value <= most:
+            raise ValueError(f"must be from {format_usd(least)} to {format_usd(most)} USD")
+        return value
+
+    return AfterValidator(check)

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from waterfall.money import MAX_UNITS, Usd
+from waterfall.money import MAX_UNITS, Usd, between
 
 Hash32 = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{64}$")]
 """32 bytes: account ids, digests, hashes of transactions and blocks."""
@@ -186,15 +186,15 @@ class Charge(Frozen):
     receipt_hash: Hash32
 
 
-MAX_LIMIT = 2**80 - 1
-"""The largest limit a policy can have, credit units."""
+LIMITS = between(0, 2**80 - 1)
+"""What a policy's limit can be."""
 
 
 class Policy(Frozen):
     """Limits the platform puts on an account. An absent limit does not exist; a limit of 0 refuses."""
 
-    max_per_charge: Usd | None = Field(default=None, ge=0, le=MAX_LIMIT)
-    max_per_window: Usd | None = Field(default=None, ge=0, le=MAX_LIMIT)
+    max_per_charge: Annotated[Usd, LIMITS] | None = None
+    max_per_window: Annotated[Usd, LIMITS] | None = None
     window_seconds: int | None = Field(default=None, ge=60, lt=2**32)
     """Length of the fixed windows of block time that `max_per_window` counts in."""
     expires_at: int | None = Field(default=None, ge=0, lt=2**40)

@@ -1,6 +1,7 @@
 """One vault, one platform and its people; every test starts from the same chain state.
 
-Everything is session-scoped: ape reverts the chain after each test, and hypothesis may use the fixtures.
+Everything but `next_window` is session-scoped: ape reverts the chain after each test, and hypothesis may use the
+fixtures.
 """
 
 from contextlib import contextmanager
@@ -156,6 +157,12 @@ def fund(vault, platform, user, mint):
 def now(chain):
     """Timestamp of the latest block."""
     return lambda: chain.blocks.head.timestamp
+
+
+@pytest.fixture
+def next_window(now):
+    """Start of a window of an hour that no test has reached."""
+    return (now() // HOUR + 2) * HOUR
 
 
 @pytest.fixture(scope="session")

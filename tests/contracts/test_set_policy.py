@@ -6,12 +6,6 @@ from typed_data import Charge
 ALL = PER_CHARGE | PER_WINDOW | EXPIRY
 
 
-@pytest.fixture
-def next_window(now):
-    """Start of a window of an hour that no test has reached."""
-    return (now() // HOUR + 2) * HOUR
-
-
 def test_set_policy__all_limits__read_back(vault, platform, account, operator):
     policy = (USD, 10 * USD, HOUR, 2**40 - 1)
     tx = vault.setPolicy(platform, account, ALL, policy, sender=operator)

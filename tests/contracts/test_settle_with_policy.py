@@ -7,12 +7,6 @@ from typed_data import Charge
 
 
 @pytest.fixture
-def next_window(now):
-    """Start of a window of an hour that no test has reached."""
-    return (now() // HOUR + 2) * HOUR
-
-
-@pytest.fixture
 def outcome(vault, settle):
     """Settles one charge: its rejection, or None."""
 

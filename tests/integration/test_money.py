@@ -2,6 +2,8 @@
 
 import asyncio
 
+from service import running, settings_for
+
 from waterfall.chain.verify import verify
 from waterfall.cli.receipts import parse
 from waterfall.money import format_usd, parse_usd
@@ -135,3 +137,21 @@ async def test_charges__metered_elsewhere__once_per_key(client, net):
     assert settled["balance"] == "0.999997149999"
     for receipt_id in (results[0][1]["id"], metered["id"]):
         await verify(parse(await client.receipt(receipt_id)), net.vault, net.chain.chain_id)
+
+
+async def test_charge__repeated_when_its_model_is_gone__is_the_same_receipt(net, upstream, tmp_path):
+    settings = settings_for(upstream.base_url, tmp_path / "waterfall.db")
+    asked = {"headers": {"Idempotency-Key": "order 1"}}
+    async with running(net, settings) as client:
+        account, _ = await client.open_account(micro_usd=1_000_000)
+        usage = {"prompt_tokens": 12, "completion_tokens": 5}
+        asked["json"] = {"account": account["id"], "model": "micro", "usage": usage}
+        _, first, _ = await client.request("POST", "/api/charges", **asked)
+
+    async with running(net, settings.model_copy(update={"models": {}})) as client:
+        status, again, _ = await client.request("POST", "/api/charges", **asked)
+        assert (status, again["id"]) == (202, first["id"])
+        asked["headers"] = {"Idempotency-Key": "order 2"}
+        status, new, _ = await client.request("POST", "/api/charges", **asked)
+        assert (status, new["error"]["code"]) == (404, "model_not_found")
+        await client.check_books(account, 1_000_000, "0.000017")

@@ -209,6 +209,13 @@ async def test_charge__amount_only__is_what_the_platform_stated(calls, desk):
     signed = (await desk.call(SimpleNamespace(receipt_id=receipt_id))).receipt
     check_signature(signed)
     assert "stated by the platform" in check_amount(signed)
+    assert signed.receipt.complete
+
+
+async def test_charge__refused_for_want_of_money__says_where_to_send_some(calls, desk):
+    with pytest.raises(InsufficientFunds) as refusal:
+        await elsewhere(calls, amount=FUNDED + 1)
+    assert refusal.value.details["deposit_address"] == desk.ledger.deposit_address(ACCOUNT)
 
 
 async def test_charge__key_reused_for_another_body__is_a_conflict(calls):

@@ -210,10 +210,10 @@ async def test_wait_for_deposit__not_final_in_time__names_the_transaction(server
     [
         (
             ("--max-per-charge", "99999999999999"),
-            "max_per_charge: must be from 0 to 1208925819614.629174706175 USD",
+            "max_per_charge: must be from 0.00 to 1208925819614.629174706175 USD",
         ),
         (("--max-per-window", "1"), "it: max_per_window and window_seconds belong together"),
-        (("--max-per-charge", "-1"), "max_per_charge: must be from 0 to "),
+        (("--max-per-charge", "-1"), "max_per_charge: must be from 0.00 to 1208925819614.629174706175 USD"),
     ],
 )
 def test_policy__impossible__says_what_is_possible(arguments, says):

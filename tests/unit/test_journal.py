@@ -3,7 +3,7 @@ import json
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 from making import (
@@ -60,6 +60,12 @@ async def test_hold__money_there__is_set_aside(desk):
     assert await reserved(desk) == (3 * USD, 0)
     record = await desk.call(held)
     assert (record.settlement.state, record.held, record.receipt) == ("held", 3 * USD, None)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+def test_charge_id__any__has_its_epoch_and_its_sequence(epoch, sequence):
+    id_ = journal.charge_id(epoch, sequence)
+    assert (journal.epoch_of(id_), journal.sequence_of(id_)) == (epoch, sequence)
 
 
 async def test_hold__charge_id__is_epoch_and_sequence(desk):
@@ -274,6 +280,17 @@ async def test_charge__same_key_and_body__charged_once(desk):
     assert await charge_elsewhere(desk, 5) == first
     assert await reserved(desk) == (0, 5)
     assert await desk.states() == ["queued"]
+
+
+async def test_find_charge__key__is_the_charge_that_was_made_under_it(desk):
+    async def find(key, body="b1"):
+        return await desk.ledger.find_charge(idempotency_key=key, body_hash=word(body))
+
+    made = await charge_elsewhere(desk, 5)
+    assert await find("k1") == made
+    assert await find("another") is None
+    with pytest.raises(IdempotencyConflict):
+        await find("k1", "b2")
 
 
 async def test_charge__same_key_at_once__charged_once(desk):

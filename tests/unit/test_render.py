@@ -4,10 +4,17 @@ import pytest
 from making import ACCOUNT
 
 from waterfall.errors import (
+    AccountNotFound,
+    BodyTooLarge,
     FundsHeld,
+    IdempotencyConflict,
     InsufficientFunds,
+    InvalidApiKey,
     InvalidRequest,
+    PaymentRequired,
+    PermissionDenied,
     Unavailable,
+    UnsupportedRoute,
     UpstreamInvalid,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -26,6 +33,27 @@ def test_error_body__refusal__openai_fields_and_our_facts():
         body["message"] == "This call needs at least 1.00 USD, and 0.50 USD is available: top the account up."
     )
     assert {name: body[name] for name in FACTS} == FACTS
+
+
+@pytest.mark.parametrize(
+    ("error", "type_"),
+    [
+        (InvalidRequest, "invalid_request_error"),
+        (InvalidApiKey, "authentication_error"),
+        (PaymentRequired, "payment_required"),
+        (PermissionDenied, "permission_error"),
+        (AccountNotFound, "not_found_error"),
+        (IdempotencyConflict, "conflict_error"),
+        (BodyTooLarge, "invalid_request_error"),
+        (UnsupportedRoute, "not_supported_error"),
+        (WaterfallError, "api_error"),
+        (UpstreamInvalid, "api_error"),
+        (Unavailable, "api_error"),
+    ],
+)
+def test_error_body__any_status__has_the_type_that_clients_know(error, type_):
+    facts = dict.fromkeys(("reason", "account", "limit", "method", "path", "upstream"), "x")
+    assert error_body(error(**facts))["error"]["type"] == type_
 
 
 def test_error_body__wrong_field__is_its_param():

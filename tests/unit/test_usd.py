@@ -1,4 +1,5 @@
 import json
+from typing import Annotated
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from waterfall.money import (
     UNITS_PER_USD,
     Usd,
     UsdText,
+    between,
     format_usd,
     parse_usd,
     tokens_to_units,
@@ -155,3 +157,18 @@ def test_usd_text__text__units():
 def test_usd__json_schema__is_a_string():
     schema = Wallet.model_json_schema()["properties"]["amount"]
     assert schema["type"] == "string"
+
+
+class Bounded(BaseModel):
+    amount: Annotated[UsdText, between(1, 2 * UNITS_PER_USD)]
+
+
+@pytest.mark.parametrize("amount", ["0.000000000001", "2"])
+def test_between__at_a_bound__is_accepted(amount):
+    assert Bounded(amount=amount).amount == parse_usd(amount)
+
+
+@pytest.mark.parametrize("amount", ["0", "-1", "2.000000000001"])
+def test_between__beyond_a_bound__is_told_in_usd(amount):
+    with pytest.raises(ValidationError, match=r"must be from 0\.000000000001 to 2\.00 USD"):
+        Bounded(amount=amount)

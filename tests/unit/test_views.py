@@ -117,6 +117,25 @@ async def test_calls__by_account_and_state__only_those(desk):
     assert await found(state="no such") == set()
 
 
+async def test_calls__by_completeness__those_whose_usage_came_or_never_did(desk):
+    await desk.hold(1)
+    made = {}
+    for usage in (None, {"prompt_tokens": 1, "completion_tokens": 1}):
+        held = await desk.hold(5)
+        await desk.capture(held, 5, usage=usage)
+        made[usage is not None] = held.charge_id
+    for complete in (True, False):
+        assert [call.charge_id for call in await calls(desk, complete=complete)] == [made[complete]]
+    assert len(await calls(desk)) == 3
+
+
+async def test_call__metered_beyond_the_hold__shows_the_excess(desk):
+    held = await desk.hold(5)
+    assert (await desk.call(held)).excess == 0
+    await desk.capture(held, 5, excess=2)
+    assert (await desk.call(held)).excess == 2
+
+
 async def test_unsettled__of_an_account__those_not_on_the_chain(desk):
     charges = [await desk.charge(n) for n in (1, 2, 3)]
     await desk.apply(block(2), charged(charges[0]), rejected(charges[1]))
@@ -176,6 +195,19 @@ async def test_totals__ledger_at_work__sums_and_counts(desk):
     totals = await desk.ledger.read(views.totals)
     assert (totals.balance, totals.held, totals.unsettled) == (FUNDED + huge - 5, 3, 7)
     assert totals.calls == {"held": 1, "lost": 1, "settled": 1, "queued": 1}
+
+
+async def test_totals__losses__excess_is_summed_exactly_and_incomplete_calls_are_counted(desk):
+    assert await losses(desk) == (0, 0)
+    huge = 20_000_000 * USD  # with the next, more than 64 bits hold
+    for excess, complete in ((huge, True), (1, False), (0, False)):
+        await desk.capture(await desk.hold(5), 5, excess=excess, complete=complete)
+    assert await losses(desk) == (huge + 1, 2)
+
+
+async def losses(desk):
+    totals = await desk.ledger.read(views.totals)
+    return totals.excess, totals.incomplete
 
 
 async def test_oldest_unsettled__charges_waiting__when_the_first_was_captured(desk):

@@ -6,6 +6,7 @@ from making import ACCOUNT, BLOCK_TIME, card
 from waterfall.errors import FundsHeld, InsufficientFunds, LimitExceeded, PaymentRequired, PolicyExpired
 from waterfall.ledger.wallet import Wallet, authorise
 from waterfall.metering import prices
+from waterfall.money import format_usd
 from waterfall.types import Policy
 
 MINUTE, DAY = 60, 86_400
@@ -157,6 +158,60 @@ def test_authorise__policy_about_to_expire__is_expired_by_the_margin():
     with pytest.raises(PolicyExpired) as refusal:
         allow(expiring, 1, margin=100)
     assert refusal.value.details["expires_at"] == BLOCK_TIME + 100
+
+
+# ── What a refusal tells ─────────────────────────────────────────────────────────────────────────────
+
+BOUND = prices.bound(card(inputs="1", outputs="1"), 10, 100, 20)
+UNIT = 10**6
+REFUSALS = {
+    "insufficient": (wallet(29 * UNIT, unsettled=UNIT), InsufficientFunds, {}),
+    "held": (wallet(100 * UNIT, held=80 * UNIT), FundsHeld, {}),
+    "per charge": (
+        wallet(100 * UNIT, Policy(max_per_charge=29 * UNIT)),
+        LimitExceeded,
+        {"scope": "per_charge", "limit": "0.000029", "available": "0.000029"},
+    ),
+    "per window": (
+        wallet(
+            100 * UNIT,
+            Policy(max_per_window=49 * UNIT, window_seconds=DAY),
+            spent=20 * UNIT,
+            window=TODAY,
+            window_seconds=DAY,
+        ),
+        LimitExceeded,
+        {
+            "scope": "per_window",
+            "limit": "0.000049",
+            "available": "0.000029",
+            "window_seconds": DAY,
+            "next_window_at": (TODAY + 1) * DAY,
+        },
+    ),
+    "expired": (
+        wallet(100 * UNIT, Policy(expires_at=BLOCK_TIME)),
+        PolicyExpired,
+        {"expires_at": BLOCK_TIME},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_authorise__any_refusal__tells_least_and_maximum_and_what_there_is(case):
+    poor, kind, more = REFUSALS[case]
+    with pytest.raises(kind) as refusal:
+        authorise(poor, BOUND, BLOCK_TIME, 0)
+    assert type(refusal.value) is kind
+    assert refusal.value.details == {
+        "account": ACCOUNT,
+        "required": "0.00003",
+        "maximum": "0.00011",
+        "available": format_usd(poor.available),
+        "balance": format_usd(poor.balance - poor.unsettled),
+        "held": format_usd(poor.held),
+        **more,
+    }
 
 
 # ── Whatever the wallet ──────────────────────────────────────────────────────────────────────────────

@@ -4,7 +4,14 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from waterfall.errors import InvalidRequest, ReceiptNotFound
 from waterfall.gateway.access import Access, authenticate
@@ -18,10 +25,10 @@ from waterfall.ledger.views import AccountRecord, CallRecord
 from waterfall.ledger.wallet import Wallet
 from waterfall.metering import prices
 from waterfall.metering.usage import UsageUnreadable, from_openai_chat
-from waterfall.money import MAX_UNITS, Usd, UsdText, format_usd
+from waterfall.money import MAX_UNITS, Usd, UsdText, between
 from waterfall.receipts import bytes_hash, canonical_hash
 from waterfall.types import (
-    MAX_LIMIT,
+    LIMITS,
     ZERO_ADDRESS,
     Address,
     BigInt,
@@ -40,11 +47,17 @@ _NOTHING_SENT = "0x" + keccak(b"").hex()
 CallStatus = Literal["held", "released", "lost", "free", "queued", "batched", "settled", "final", "rejected"]
 
 
-class _Body(BaseModel):
+class Shown(BaseModel):
+    """What OpenAPI describes in the words that stand below its fields."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class _Body(Shown):
     model_config = ConfigDict(extra="forbid")
 
 
-class ErrorFacts(BaseModel):
+class ErrorFacts(Shown):
     """What went wrong; more facts stand beside these, by code."""
 
     model_config = ConfigDict(extra="allow")
@@ -55,7 +68,7 @@ class ErrorFacts(BaseModel):
     param: str | None = None
 
 
-class ErrorBody(BaseModel):
+class ErrorBody(Shown):
     """Every error of every route."""
 
     error: ErrorFacts
@@ -65,6 +78,7 @@ class RefusalFacts(ErrorFacts):
     """Why a wallet refuses a call; amounts in USD."""
 
     account: Hash32
+    """Who was to pay."""
     required: Usd
     """The least that would have let the call run."""
     maximum: Usd
@@ -80,14 +94,16 @@ class RefusalFacts(ErrorFacts):
     scope: Literal["per_charge", "per_window"] | None = None
     """Which limit."""
     limit: Usd | None = None
+    """What it is."""
     window_seconds: int | None = None
+    """Length of its windows."""
     next_window_at: int | None = None
-    """Unix seconds of block time."""
+    """When the next one begins, Unix seconds of block time."""
     expires_at: int | None = None
     """Unix second from which the policy refuses everything."""
 
 
-class RefusalBody(BaseModel):
+class RefusalBody(Shown):
     """A wallet's refusal."""
 
     error: RefusalFacts
@@ -102,14 +118,14 @@ class NewAccount(_Body):
     """The user's wallet, who may always take unspent credit out; absent: the platform holds the account."""
 
 
-class ExitView(BaseModel):
+class ExitView(Shown):
     """A withdrawal under way."""
 
     amount: Usd
     matures_at: int
 
 
-class AccountView(BaseModel):
+class AccountView(Shown):
     """An account and its money, in USD."""
 
     id: Hash32
@@ -140,27 +156,21 @@ class AccountView(BaseModel):
 class PolicyBody(_Body):
     """Limits; an absent one does not exist, one of 0 refuses everything."""
 
-    max_per_charge: UsdText | None = None
+    max_per_charge: Annotated[UsdText, LIMITS] | None = None
     """USD, inclusive."""
-    max_per_window: UsdText | None = None
+    max_per_window: Annotated[UsdText, LIMITS] | None = None
     """USD in one window, inclusive."""
-    window_seconds: Annotated[int, Field(strict=True, ge=60, lt=2**32)] | None = None
+    window_seconds: int | None = Field(default=None, ge=60, lt=2**32, strict=True, validate_default=True)
     """Length of the fixed windows of block time that `max_per_window` counts in."""
-    expires_at: Annotated[int, Field(strict=True, ge=0, lt=2**40)] | None = None
+    expires_at: int | None = Field(default=None, ge=0, lt=2**40, strict=True)
     """Unix second from which nothing may be charged."""
 
-    @field_validator("max_per_charge", "max_per_window")
+    @field_validator("window_seconds")
     @classmethod
-    def _fits(cls, value: int | None) -> int | None:
-        if value is not None and not 0 <= value <= MAX_LIMIT:
-            raise ValueError(f"must be from 0 to {format_usd(MAX_LIMIT)} USD")
+    def _belongs_to_a_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if "max_per_window" in info.data and (info.data["max_per_window"] is None) != (value is None):
+            raise ValueError("must be given if, and only if, max_per_window is")
         return value
-
-    @model_validator(mode="after")
-    def _window_is_whole(self) -> "PolicyBody":
-        if (self.max_per_window is None) != (self.window_seconds is None):
-            raise ValueError("max_per_window and window_seconds belong together")
-        return self
 
 
 class NewKey(_Body):
@@ -171,7 +181,7 @@ class NewKey(_Body):
     """Unix seconds; absent: never."""
 
 
-class KeyView(BaseModel):
+class KeyView(Shown):
     """A new key: the only time it is shown."""
 
     id: str
@@ -185,7 +195,7 @@ class NewCharge(_Body):
     """A call that was metered elsewhere: an amount, or a model and the provider's usage object."""
 
     account: Hash32
-    amount: Annotated[UsdText, Field(gt=0, le=MAX_UNITS)] | None = None
+    amount: Annotated[UsdText, between(1, MAX_UNITS)] | None = None
     model: str | None = Field(default=None, min_length=1, max_length=200)
     usage: dict[str, Any] | None = None
 
@@ -196,7 +206,7 @@ class NewCharge(_Body):
         return self
 
 
-class ReceiptView(BaseModel):
+class ReceiptView(Shown):
     """One call and where it stands."""
 
     id: str
@@ -219,7 +229,7 @@ class ReceiptView(BaseModel):
     receipt: SignedReceipt | None
 
 
-class StatementLineView(BaseModel):
+class StatementLineView(Shown):
     """One line of an account's statement on the chain."""
 
     entry: int
@@ -232,7 +242,7 @@ class StatementLineView(BaseModel):
     timestamp: int
 
 
-class StatementView(BaseModel):
+class StatementView(Shown):
     """An account's lines in order; with `after` = the last line's entry comes the next page."""
 
     account: Hash32
@@ -241,7 +251,7 @@ class StatementView(BaseModel):
     """Charges that are not on the chain yet, newest first."""
 
 
-class TotalsView(BaseModel):
+class TotalsView(Shown):
     """Sums over all accounts, and how many calls stand where."""
 
     balance: Usd
@@ -254,7 +264,7 @@ class TotalsView(BaseModel):
     calls: dict[str, int]
 
 
-class PlatformView(BaseModel):
+class PlatformView(Shown):
     """Which platform this gateway serves, on which vault, and how far it has read the chain."""
 
     platform: BigInt
@@ -275,8 +285,15 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": model} for status, model in models.items()} | {"default": {"model": ErrorBody}}
 
 
-IdempotencyKey = Annotated[str, Header(min_length=1, max_length=255)]
-"""The same key never charges twice."""
+IdempotencyKey = Annotated[
+    str,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="The same key never charges twice.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -312,7 +329,7 @@ async def _platform(who: Anyone) -> Access:
 
 Platform = Annotated[Access, Depends(_platform)]
 
-router = APIRouter(prefix="/api", responses=errors(400, 401, 503))
+router = APIRouter(prefix="/api", responses=errors(401))
 
 
 async def _shown(here: Office, account: str) -> AccountView:
@@ -347,7 +364,7 @@ async def get_totals(here: Context, _: Platform) -> TotalsView:
     return TotalsView.model_validate(asdict(totals))
 
 
-@router.post("/accounts", status_code=201, responses=errors(403, 409, 413))
+@router.post("/accounts", status_code=201, responses=errors(400, 403, 409, 413, 503))
 async def open_account(here: Context, _: Platform, body: NewAccount) -> AccountView:
     """Open an account; nothing is sent to the chain."""
     id_ = await here.ledger.write(
@@ -362,14 +379,14 @@ async def list_accounts(here: Context, _: Platform) -> list[AccountView]:
     return [account_view(record) for record in await here.ledger.read(views.accounts)]
 
 
-@router.get("/accounts/{account}", responses=errors(403, 404))
+@router.get("/accounts/{account}", responses=errors(400, 403, 404))
 async def get_account(here: Context, who: Anyone, account: Hash32) -> AccountView:
     """One account and its money."""
     who.require_account(account)
     return await _shown(here, account)
 
 
-@router.post("/accounts/{account}/keys", status_code=201, responses=errors(403, 404, 413))
+@router.post("/accounts/{account}/keys", status_code=201, responses=errors(400, 403, 404, 413, 503))
 async def make_key(here: Context, _: Platform, account: Hash32, body: NewKey) -> KeyView:
     """Make an API key of an account."""
     await _shown(here, account)
@@ -379,7 +396,7 @@ async def make_key(here: Context, _: Platform, account: Hash32, body: NewKey) ->
     return KeyView(id=key.id, key=secret, account=account, name=key.name, expires_at=body.expires_at)
 
 
-@router.put("/accounts/{account}/policy", status_code=202, responses=errors(403, 404, 413))
+@router.put("/accounts/{account}/policy", status_code=202, responses=errors(400, 403, 404, 413, 503))
 async def put_policy(here: Context, _: Platform, account: Hash32, body: PolicyBody) -> AccountView:
     """Set an account's limits: here at once, on the chain once earlier calls have settled."""
     policy = Policy(**body.model_dump())
@@ -388,7 +405,7 @@ async def put_policy(here: Context, _: Platform, account: Hash32, body: PolicyBo
     return await _shown(here, account)
 
 
-@router.get("/accounts/{account}/statement", responses=errors(403, 404))
+@router.get("/accounts/{account}/statement", responses=errors(400, 403, 404))
 async def get_statement(
     here: Context,
     who: Anyone,
@@ -422,7 +439,7 @@ async def get_statement(
     )
 
 
-@router.post("/charges", status_code=202, responses=errors(402, 403, 404, 409, 413))
+@router.post("/charges", status_code=202, responses=errors(400, 402, 403, 404, 409, 413, 503))
 async def make_charge(
     here: Context, who: Platform, request: Request, body: NewCharge, idempotency_key: IdempotencyKey
 ) -> ReceiptView:
@@ -451,7 +468,7 @@ async def get_receipt(here: Context, who: Anyone, receipt_id: str) -> ReceiptVie
     return receipt_view(record)
 
 
-@router.get("/calls", responses=errors(403))
+@router.get("/calls", responses=errors(400, 403))
 async def list_calls(
     here: Context,
     who: Anyone,

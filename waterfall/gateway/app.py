@@ -8,7 +8,6 @@ from typing import Any, Literal
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -33,9 +32,10 @@ log = structlog.get_logger()
 _NOT_FOUND, _NOT_ALLOWED = 404, 405
 _CUT_SECONDS = 2
 _LARGE_BODY = 2**18
+_NOT_JSON = "The body is not JSON."
 
 
-class ModelFacts(BaseModel):
+class ModelFacts(admin.Shown):
     """A model as OpenAI's clients read it, with what it costs."""
 
     id: str
@@ -48,14 +48,14 @@ class ModelFacts(BaseModel):
     prices: RateCard
 
 
-class ModelList(BaseModel):
+class ModelList(admin.Shown):
     """All models that may be called."""
 
     object: Literal["list"] = "list"
     data: list[ModelFacts]
 
 
-class Health(BaseModel):
+class Health(admin.Shown):
     """Whether anything needs a person."""
 
     status: Literal["ok", "halted"]
@@ -282,7 +282,7 @@ async def _on_invalid_request(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
     problem = error.errors()[0]
     if problem["type"] == "json_invalid":
-        reason, where = "The body is not JSON.", None
+        reason, where = _NOT_JSON, None
     elif problem["type"] == "missing" and problem["loc"][0] == "header":
         where = str(problem["loc"][1])
         reason = f"The header {where} is required."
@@ -296,7 +296,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     if error.status_code in {_NOT_FOUND, _NOT_ALLOWED}:
         return error_response(UnsupportedRoute(method=request.method, path=request.url.path[:200]))
-    return error_response(InvalidRequest(reason=str(error.detail), param=None))
+    return error_response(InvalidRequest(reason=_NOT_JSON, param=None))  # a body in no known encoding
 
 
 async def _on_failure(request: Request, error: Exception) -> Response:

