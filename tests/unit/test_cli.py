@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -212,7 +213,7 @@ async def test_wait_for_deposit__not_final_in_time__names_the_transaction(server
             ("--max-per-charge", "99999999999999"),
             "max_per_charge: must be from 0.00 to 1208925819614.629174706175 USD",
         ),
-        (("--max-per-window", "1"), "it: max_per_window and window_seconds belong together"),
+        (("--max-per-window", "1"), "window_seconds: must be given if, and only if, max_per_window is"),
         (("--max-per-charge", "-1"), "max_per_charge: must be from 0.00 to 1208925819614.629174706175 USD"),
     ],
 )
@@ -336,3 +337,34 @@ def test_listen__port_in_use__names_the_port():
 def test_listen__address_of_another__names_the_host(host):
     with pytest.raises(SettingsError, match=r"gateway\.host: .* cannot be listened on: \w+"):
         _listen(host, 0)
+
+
+# ── Help ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("accounts", "fund"),
+        ("accounts", "list"),
+        ("keys", "create"),
+        ("receipts", "verify"),
+        ("rebuild",),
+        ("dev",),
+        ("serve",),
+    ],
+    ids=" ".join,
+)
+def test_help__any_command__has_lost_no_word_to_markup(command):
+    code, printed = run(*command, "--help")
+    assert code == 0
+    assert re.search(r" \.\s|\(\)", printed) is None
+
+
+def test_receipts_verify__no_chain_named__asks_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.json").write_text("{}")
+    for given in ((), ("--url", "http://127.0.0.1:1", "--key", "wf_x"), ("--rpc", "http://127.0.0.1:1")):
+        code, printed = run("receipts", "verify", "r.json", *given)
+        assert (code, printed.count("\n")) == (1, 1)
+        assert "--rpc URL and --vault" in printed

@@ -19,8 +19,11 @@ accounts = typer.Typer(help="Accounts of users, agents and teams.", no_args_is_h
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 policy = typer.Typer(help="Spend policies.", no_args_is_help=True)
 
-Url = Annotated[str | None, typer.Option("--url", help="The gateway [default: the running `waterfall dev`].")]
-Key = Annotated[str | None, typer.Option("--key", help="The platform's key [default: WATERFALL_ADMIN_KEY].")]
+Url = Annotated[
+    str | None,
+    typer.Option("--url", help="The gateway (WATERFALL_URL); left out: the running `waterfall dev`."),
+]
+Key = Annotated[str | None, typer.Option("--key", help="The platform's key (WATERFALL_ADMIN_KEY).")]
 Id = Annotated[str, typer.Argument(help="The account's id, 0x… (64 digits).", metavar="ACCOUNT")]
 
 
@@ -78,10 +81,10 @@ async def fund(
     usd: Annotated[str, typer.Argument(help="How much, such as 12.50.")],
     wallet: Annotated[
         str | None,
-        typer.Option(help="Whose USDC: env:VARIABLE or keystore:FILE [default: minted, on the local chain]."),
+        typer.Option(help="Whose USDC: env:VARIABLE or keystore:FILE; left out: minted, on the local chain."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="The waterfall.toml that names the chain [default: the local chain].")
+        Path | None, typer.Option(help="The waterfall.toml that names the chain; left out: the local one.")
     ] = None,
     url: Url = None,
     key: Key = None,
@@ -107,7 +110,7 @@ async def fund(
 async def create_key(
     account: Id,
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
-    expires_at: Annotated[int | None, typer.Option(help="Unix second [default: never].")] = None,
+    expires_at: Annotated[int | None, typer.Option(help="Unix second; left out: never.")] = None,
     url: Url = None,
     key: Key = None,
     as_json: Json = False,
@@ -136,7 +139,7 @@ async def set_policy(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Set an account's limits; those not given do not exist."""
+    """Set an account's limits, all of them: those not given are removed. They bind at once here, and soon on the chain."""
     body = {
         "max_per_charge": max_per_charge,
         "max_per_window": max_per_window,

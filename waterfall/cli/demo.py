@@ -49,6 +49,8 @@ _PROMPTS = (
     "What do bees make?",
     "Say goodbye politely.",
 )
+_WIDE = 120
+_ONLY_WHERE_WIDE = ("model", "cached>", "transaction")
 _AGENT_LIMIT = "0.00011"
 
 
@@ -101,7 +103,7 @@ async def _run(dev: Dev) -> None:
         calls = await _make_calls(dev, wallets)
         await _run_into_the_limit(dev, api, wallets[1], calls)
         await _wait_until_settled(api, calls)
-        show_table(_table(calls, dev.model))
+        show_table(_table(calls))
         await _verify(vault, dev, calls)
         await _compare(vault, dev, api, wallets)
     out.print(
@@ -201,31 +203,43 @@ async def _wait_until_settled(api: Api, calls: list[_Call]) -> None:
         raise DemoFailed(reason=f"not everything was settled within {_SETTLE_SECONDS} s") from None
 
 
-def _table(calls: list[_Call], model: str | None) -> Table:
-    rows, waits = [], []
+def _table(calls: list[_Call]) -> Table:
+    """All of it, or on a narrow terminal what differs from call to call."""
+    wide = out.width >= _WIDE
+    rows = []
     for call in calls:
         shown = call.shown
         receipt = shown["receipt"]["receipt"]
-        waits.append(shown["settled_at"] - shown["captured_at"])
-        rows.append(
-            (
-                call.wallet.label.partition(": ")[2] + ("≋" if call.streamed else ""),
-                receipt["input_tokens"],
-                receipt["output_tokens"],
-                shown["cost"],
-                shown["id"],
-                shown["transaction"][:9] + "…",
-                shown["block"],
-            )
-        )
+        row = {
+            "account~": call.wallet.label.partition(": ")[2] + ("≋" if call.streamed else ""),
+            "model": receipt["model"],
+            "in>": receipt["input_tokens"],
+            "cached>": receipt["cached_input_tokens"],
+            "out>": receipt["output_tokens"],
+            "cost USD>": shown["cost"],
+            "receipt": shown["id"],
+            "transaction": shown["transaction"][:10] + "…",
+            "block>": shown["block"],
+            "settled in>": f"{shown['settled_at'] - shown['captured_at']} ms",
+        }
+        rows.append({name: value for name, value in row.items() if wide or name not in _ONLY_WHERE_WIDE})
+    caption = "≋ streamed. " + _prices(calls[0].shown["receipt"]["rate_card"])
+    names = list(rows[0])
     return table(
-        ("account~", "in>", "out>", "cost USD>", "receipt", "settled in", "block>"),
-        rows,
-        title=f"\nEvery call of {model}",
-        caption=f"≋ streamed; settled {min(waits)} to {max(waits)} ms after its answer",
+        names,
+        [list(row.values()) for row in rows],
+        title="\nEvery call",
+        caption=caption,
         box=SIMPLE_HEAD,
-        padding=0,  # 80 columns hold it
+        padding=(0, 1) if wide else 0,
     )
+
+
+def _prices(card: Any) -> str:
+    rates = card["rates"][0]
+    parts = (("input", "input"), ("cached", "cached_input"), ("output", "output"))
+    prices = ", ".join(f"{name} {rates[f'{key}_usd_per_mtok']}" for name, key in parts)
+    return f"{card['model']}, USD per million tokens: {prices}"
 
 
 @asynccontextmanager

@@ -118,6 +118,11 @@ class Folder:
             return self._owner.read_text()
         return "?"
 
+    @property
+    def is_told(self) -> bool:
+        """Whether something is told to run."""
+        return self._dev.exists()
+
     def read(self) -> Dev:
         """What the running `waterfall dev` tells of itself.
 

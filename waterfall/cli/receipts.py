@@ -1,6 +1,7 @@
 """`waterfall receipts`."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,36 +50,57 @@ async def verify_(
         Path | None, typer.Option(help="The waterfall.toml whose chain and vault you trust.")
     ] = None,
     rpc: Annotated[
-        str | None, typer.Option("--rpc", help="The node to ask [default: the configured one].")
+        str | None, typer.Option("--rpc", help="The node to ask; left out: the configured one.")
+    ] = None,
+    vault: Annotated[
+        str | None, typer.Option(help="The vault you trust, 0x…: with --rpc, all it takes to prove a file.")
     ] = None,
     url: Url = None,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Prove a receipt: signature, meter, amount recomputed, charge on the chain. Exit code 1 if it does not hold."""
-    if config is not None:
-        chain = load(config).chain
-        if chain is None:
-            raise SettingsError(reason=f"{config}: there is no [chain]")
-        rpc_url, chain_id, vault, first = (
-            rpc or chain.rpc_url,
-            chain.chain_id,
-            chain.vault,
-            chain.deployed_block,
-        )
-    else:
-        dev = Folder(DEV_FOLDER).read()
-        rpc_url, chain_id, vault, first = rpc or dev.rpc_url, dev.chain_id, dev.vault, 0
+    trusted = _trusted(config, rpc, vault)
     found = await _read(receipt, url, key)
-    node = Rpc(rpc_url)
+    node = Rpc(trusted.rpc_url)
     try:
-        signed, proof = await prove(found, Vault(node, vault), chain_id, from_block=first)
+        chain_id = trusted.chain_id or int(await node.call("eth_chainId"), 16)
+        signed, proof = await prove(found, Vault(node, trusted.vault), chain_id, from_block=trusted.first)
     finally:
         await node.close()
     if as_json:
         typer.echo(json.dumps({"valid": True, "transaction": proof.transaction, "block": proof.block}))
     else:
         _print(signed, proof)
+
+
+@dataclass(frozen=True)
+class _Trusted:
+    """What a proof rests on."""
+
+    rpc_url: str
+    vault: str
+    chain_id: int | None
+    """None: the node's."""
+    first: int
+    """No charge is in an earlier block."""
+
+
+def _trusted(config: Path | None, rpc: str | None, vault: str | None) -> _Trusted:
+    if config is not None:
+        chain = load(config).chain
+        if chain is None:
+            raise SettingsError(reason=f"{config}: there is no [chain]")
+        return _Trusted(rpc or chain.rpc_url, vault or chain.vault, chain.chain_id, chain.deployed_block)
+    if rpc is not None and vault is not None:
+        return _Trusted(rpc, vault.lower(), None, 0)
+    if not Folder(DEV_FOLDER).is_told:
+        raise SettingsError(
+            reason="Which chain and vault? Give --rpc URL and --vault 0x…, or --config FILE with a [chain]; "
+            "where `waterfall dev` runs, its own are taken."
+        )
+    dev = Folder(DEV_FOLDER).read()
+    return _Trusted(rpc or dev.rpc_url, vault or dev.vault, dev.chain_id, 0)
 
 
 async def _read(receipt: str, url: str | None, key: str | None) -> Any:

@@ -65,7 +65,7 @@ async def serve_(config: Config = DEFAULT_FILE) -> None:
 @command
 async def rebuild(
     config: Annotated[
-        Path | None, typer.Option(help="The settings file [default: the local chain of `waterfall dev`].")
+        Path | None, typer.Option(help="The settings file; left out: the local chain of `waterfall dev`.")
     ] = None,
     as_json: Json = False,
 ) -> None:
