@@ -124,7 +124,8 @@ async def running_dev(
         started: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
 
         async def ready(running: Running) -> None:
-            started.set_result(running)
+            if not started.done():  # a signal may have come first
+                started.set_result(running)
 
         chain = _chain(anvil.rpc_url, anvil.chain_id, deployment)
         parts = [

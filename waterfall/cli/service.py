@@ -171,9 +171,9 @@ async def serve(
                 await serving
             finally:
                 server.should_exit = True
-                await asyncio.wait([serving])
+                await _ended(serving)
                 relaying.cancel()
-                await asyncio.wait([relaying])
+                await _ended(relaying)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -207,6 +207,13 @@ class _Server(uvicorn.Server):
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, lambda: None)
+
+
+async def _ended(task: "asyncio.Task[None]") -> None:
+    """Wait for a task to end, cancelled or not: what it works with may be put away only then."""
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
 
 
 async def _until_started(server: uvicorn.Server, serving: "asyncio.Task[None]") -> None:
