@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from making import (
     ACCOUNT,
@@ -17,7 +19,7 @@ from making import (
 
 from waterfall.chain.events import ExitRequested
 from waterfall.errors import AccountNotFound, ReceiptNotFound
-from waterfall.ledger import views
+from waterfall.ledger import journal, projection, views
 from waterfall.types import Policy
 
 
@@ -56,7 +58,9 @@ async def test_account__everything_at_once__is_shown(desk):
     assert wallet.policies == (policy, Policy(max_per_charge=9))
 
 
-async def test_accounts__several__oldest_first(desk):
+async def test_accounts__several__oldest_first(desk, monkeypatch):
+    later = itertools.count(journal.now_ms() + 1)
+    monkeypatch.setattr(projection, "now_ms", lambda: next(later))
     await desk.open("bob")
     await desk.open("cyd")
     records = await desk.ledger.read(views.accounts)
