@@ -189,7 +189,7 @@ class UpstreamTimeout(WaterfallError):
 
 
 class StreamDropped(WaterfallError):
-    """The rest of this stream was dropped, as nothing of it was taken for {seconds} seconds. All of it is charged."""
+    """The rest of this stream was dropped, as more than {bytes} bytes of it had not been taken. All of it is charged."""
 
     code = "stream_dropped"
     status = 408

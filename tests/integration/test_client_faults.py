@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 from service import running, settings_for
-from upstream import ScriptedUpstream, answer, chunk, delta, stalls, stream_chunks, streams
+from upstream import answer, chunk, delta, stalls, stream_chunks, streams
 
 from waterfall.devnet import deploy
 from waterfall.gateway.app import Gateway
@@ -141,35 +141,26 @@ async def test_streams__forty_left_anywhere__each_charged_in_full_once(client, u
 LARGE = 64 * 1024
 
 
-def large_chunks(body: dict) -> list[bytes]:
-    whole = stream_chunks(body)
-    return [
-        *whole[:1],
-        *(chunk(body, choices=[delta({"content": "x" * LARGE})]) for _ in range(400)),
-        *whole[-3:],
-    ]
+def large_chunks(count: int):
+    def chunks(body: dict) -> list[bytes]:
+        whole = stream_chunks(body)
+        large = chunk(body, choices=[delta({"content": "x" * LARGE})])
+        return [*whole[:1], *[large] * count, *whole[-3:]]
+
+    return chunks
 
 
-async def until_held_up(upstream: ScriptedUpstream) -> int:
-    """How many chunks were written when no more could be."""
-    seen, now = -1, 0
-    async with asyncio.timeout(20):
-        while seen != now or now == 0:
-            seen = now
-            await asyncio.sleep(0.15)
-            now = upstream.counts["chunks"]
-    return now
-
-
-async def test_stream__client_reads_slowly__holds_the_upstream_up_and_loses_nothing(client, upstream):
+async def test_stream__client_reads_only_once_it_is_charged__holds_nothing_up_and_loses_nothing(
+    client, upstream
+):
+    """Read at its client's pace, a stream would keep its hold open for as long as that likes."""
     account, key = await client.open_account(micro_usd=DEPOSIT)
-    upstream.behaviour = streams(large_chunks)
+    upstream.behaviour = streams(large_chunks(50))
     reader, writer = await connect(client.url)
     writer.write(raw_request(key, stream=True))
 
-    written = await until_held_up(upstream)
-    assert written < 400, "the whole stream was taken into memory"
-    assert (await client.calls(account))[0]["status"] == "held"
+    call = await client.ended(account)
+    assert (call["cost"], call["receipt"]["receipt"]["complete"]) == (FULL, True)
     received = bytearray()
     async with asyncio.timeout(20):
         while not received.endswith(b"0\r\n\r\n"):  # the end of the chunked body
@@ -178,19 +169,36 @@ async def test_stream__client_reads_slowly__holds_the_upstream_up_and_loses_noth
             received += data
     writer.close()
 
-    assert received.count(b"x" * LARGE) == 400
+    assert received.count(b"x" * LARGE) == 50
     assert b"[DONE]" in received
+    await client.check_books(account, DEPOSIT, FULL)
+
+
+async def test_stream__client_reads_far_too_little__is_charged_in_full_and_told(client, upstream):
+    account, key = await client.open_account(micro_usd=DEPOSIT)
+    upstream.behaviour = streams(large_chunks(400))
+    reader, writer = await connect(client.url)
+    writer.write(raw_request(key, stream=True))
+
     call = await client.ended(account)
     assert (call["cost"], call["receipt"]["receipt"]["complete"]) == (FULL, True)
     await client.check_books(account, DEPOSIT, FULL)
+    received = bytearray()
+    async with asyncio.timeout(20):
+        while not received.endswith(b"0\r\n\r\n"):
+            received += await reader.read(LARGE)
+    writer.close()
+    assert received.count(b"stream_dropped") == 1
+    assert b"[DONE]" not in received
+    assert received.count(b"x" * LARGE) < 200
 
 
 async def test_stream__client_reads_nothing_and_leaves__is_charged_in_full(client, upstream):
     account, key = await client.open_account(micro_usd=DEPOSIT)
-    upstream.behaviour = streams(large_chunks)
+    upstream.behaviour = streams(large_chunks(400))
     _, writer = await connect(client.url)
     writer.write(raw_request(key, stream=True))
-    await until_held_up(upstream)
+    await upstream.until("chunks", 2)
     writer.transport.abort()
 
     call = await client.ended(account)
@@ -198,27 +206,6 @@ async def test_stream__client_reads_nothing_and_leaves__is_charged_in_full(clien
     assert upstream.counts["chunks"] == 404
     await client.check_books(account, DEPOSIT, FULL)
     await until_at_rest(client)
-
-
-async def test_stream__client_stays_and_reads_nothing__is_charged_in_full_and_told(net, upstream, tmp_path):
-    """Its hold would be open, and a lowered policy wait, for as long as it likes."""
-    upstream.behaviour = streams(large_chunks)
-    settings = settings_for(upstream.base_url, tmp_path / "waterfall.db", stalled_client_seconds=0.2)
-    async with running(net, settings) as client:
-        account, key = await client.open_account(micro_usd=DEPOSIT)
-        reader, writer = await connect(client.url)
-        writer.write(raw_request(key, stream=True))
-        await until_held_up(upstream)
-
-        call = await client.ended(account)
-        assert (call["cost"], call["receipt"]["receipt"]["complete"]) == (FULL, True)
-        await client.check_books(account, DEPOSIT, FULL)
-        received = b""
-        async with asyncio.timeout(10):
-            while b"stream_dropped" not in received:
-                received += await reader.read(2**20)
-        assert b"[DONE]" not in received
-        writer.close()
 
 
 @pytest.mark.parametrize("then", ["silence", "endless pieces"])

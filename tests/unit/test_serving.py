@@ -111,7 +111,7 @@ def calls(desk):
 def serve(calls):
     """Holds for a request and begins to serve it."""
 
-    async def serve(upstream, *, stalled_client_seconds=5, **fields):
+    async def serve(upstream, **fields):
         model = SimpleNamespace(
             name="small",
             upstream=upstream,
@@ -123,7 +123,7 @@ def serve(calls):
         messages = [{"role": "user", "content": "Hi"}]
         request = chat.read(json.dumps({"model": "small", "messages": messages, **fields}).encode())
         held = await calls.hold(Caller(ACCOUNT, None), model, request.bound(model))
-        return Serving(calls, request, model, held, stalled_client_seconds), held
+        return Serving(calls, request, model, held), held
 
     return serve
 
@@ -298,17 +298,18 @@ async def test_stream__cut_before_its_first_piece__is_lost_and_told(calls, desk,
     assert b"the connection broke" in client.body
 
 
-@pytest.mark.parametrize("more", [200, 64], ids=["in the middle", "at its last bytes"])
-async def test_stream__client_takes_nothing_any_more__is_read_to_its_end_and_charged_in_full(
-    calls, desk, serve, more
+@pytest.mark.parametrize("most", [10**6, 1000, 1], ids=["it fits", "in the middle", "at once"])
+async def test_stream__client_takes_nothing__is_read_to_its_end_and_charged_in_full(
+    calls, desk, serve, monkeypatch, most
 ):
+    monkeypatch.setattr(completions, "_MAX_WAITING_BYTES", most)
     came_back = asyncio.Event()
 
     async def take_nothing(_):
         await came_back.wait()
 
-    client, upstream = Client(on_bytes=take_nothing), Upstream(chunks=[piece("x")] * more + STREAM)
-    serving, held = await serve(upstream, stream=True, stalled_client_seconds=0.01)
+    client, upstream = Client(on_bytes=take_nothing), Upstream(chunks=[piece("x")] * 200 + STREAM)
+    serving, held = await serve(upstream, stream=True)
     answer = await serving.streamed()
     answering = asyncio.create_task(answer({"type": "http"}, client.receive, client.send))
     call = await ended(calls, desk, held)
@@ -316,8 +317,8 @@ async def test_stream__client_takes_nothing_any_more__is_read_to_its_end_and_cha
     assert (call.receipt.receipt.complete, call.receipt.receipt.amount) == (True, COST)
     came_back.set()
     await answering
-    assert b"stream_dropped" in client.body
-    assert DONE not in client.body
+    fits = most == 10**6
+    assert (b"stream_dropped" in client.body, DONE in client.body) == (not fits, fits)
 
 
 async def test_stream__client_that_reads_slowly__loses_nothing(calls, desk, serve):

@@ -162,7 +162,7 @@ class Gateway:
         wanted = await _read(await request.body())
         model = self.models.find(wanted.model)
         held = await self.calls.hold(caller, model, wanted.bound(model))
-        serving = Serving(self.calls, wanted, model, held, self._settings.stalled_client_seconds)
+        serving = Serving(self.calls, wanted, model, held)
         try:
             if wanted.stream:
                 response = await serving.streamed()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -39,20 +40,17 @@ _MAY_HAVE_RUN = {502, 504, *range(520, 528)}
 _MAX_ANSWER_BYTES = 64 * 2**20
 _SHOWN_OF_A_REFUSAL = 1000
 _PASSED_ON_HEADERS = ("retry-after", "retry-after-ms")
-_QUEUED_EVENTS = 64
+_MAX_WAITING_BYTES = 4 * 2**20
 
 
 class Serving:
     """One call that is held for and on its way to its upstream."""
 
-    def __init__(
-        self, calls: Calls, request: ChatRequest, model: Model, held: Hold, stalled_client_seconds: float
-    ) -> None:
+    def __init__(self, calls: Calls, request: ChatRequest, model: Model, held: Hold) -> None:
         self._calls = calls
         self._request = request
         self._model = model
         self._held = held
-        self._stalled_client_seconds = stalled_client_seconds
         self._request_hash = bytes_hash(request.body)
 
     @asynccontextmanager
@@ -122,12 +120,12 @@ class Serving:
         Raises:
             WaterfallError: the upstream did not start to answer; the hold is closed by then.
         """
-        relay = _Relay(self._stalled_client_seconds)
+        relay = _Relay()
         task = self._calls.start(self._pump(relay))
         try:
             await asyncio.wait([task, relay.started], return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            relay.leave()  # or the pump would wait for ever for somebody to read
+            relay.leave()  # nobody will read
             raise
         if relay.started.done():
             return StreamAnswer(relay)
@@ -154,7 +152,7 @@ class Serving:
             else:
                 log.error("unexpected", receipt=self._held.receipt_id, exc_info=error)
                 last = [_error_event(WaterfallError())]
-        await relay.end(last)
+        relay.end(last)
 
     async def _relay(self, relay: "_Relay") -> list[bytes]:
         """Pass the stream on and capture; its last bytes, which may leave now."""
@@ -167,7 +165,7 @@ class Serving:
                 async for event in events(response.content.iter_any()):
                     relay.start()
                     for data in meter.take(event):
-                        await relay.send(data)
+                        relay.send(data)
         except (UpstreamInvalid, UpstreamTimeout) as error:
             cut = error
         except NotAStream as error:
@@ -269,7 +267,7 @@ class _Refused(UpstreamRefused):
 
     def answer(self) -> Response:
         """The upstream's own error, unless it is about us or not one that the caller's client can read."""
-        ours = self._status in _OUR_ACCOUNT or self._status < 400  # noqa: PLR2004 - not an error status
+        ours = self._status in _OUR_ACCOUNT or self._status < HTTPStatus.BAD_REQUEST
         raw = self._raw if not ours and _is_error(self._raw) else orjson.dumps(error_body(self))
         return Response(raw, self.status if ours else self._status, self._headers, "application/json")
 
@@ -296,12 +294,16 @@ def _error_event(error: WaterfallError) -> bytes:
 
 
 class _Relay:
-    """Between a pump that must go on and a client that may leave, or stall."""
+    """Between a pump that reads on and a client that may be slow, stall or leave: neither waits for the other.
 
-    def __init__(self, stalled_seconds: float) -> None:
+    Were the upstream read at the client's pace, the client could keep its hold open, and have the stream cut
+    before it tells its usage.
+    """
+
+    def __init__(self) -> None:
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._stalled_seconds = stalled_seconds
-        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUED_EVENTS)
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._waiting_bytes = 0
         self._left = False
 
     def start(self) -> None:
@@ -309,34 +311,35 @@ class _Relay:
         if not self.started.done():
             self.started.set_result(None)
 
-    async def send(self, data: bytes | None) -> None:
-        """Hand bytes, or the end, to the client at its pace; drop them once it has left, or takes none."""
+    def send(self, data: bytes) -> None:
+        """Keep bytes for the client; drop them once it has left, or takes too little."""
         if self._left:
             return
-        if not self._queue.full():
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes > _MAX_WAITING_BYTES:
+            self.leave(_error_event(StreamDropped(bytes=_MAX_WAITING_BYTES)))
+        else:
             self._queue.put_nowait(data)
-            return
-        try:
-            async with asyncio.timeout(self._stalled_seconds):
-                await self._queue.put(data)
-        except TimeoutError:
-            self.leave(_error_event(StreamDropped(seconds=f"{self._stalled_seconds:g}")))
 
-    async def end(self, last: list[bytes]) -> None:
-        """Hand the last bytes over and end the answer."""
-        for data in (*last, None):
-            await self.send(data)
+    def end(self, last: list[bytes]) -> None:
+        """Keep the last bytes, and the end of the answer."""
+        for data in last:
+            self.send(data)
+        if not self._left:
+            self._queue.put_nowait(None)
 
     async def next(self) -> bytes | None:
         """The next bytes for the client; None: no more."""
-        return await self._queue.get()
+        data = await self._queue.get()
+        self._waiting_bytes -= len(data or b"")
+        return data
 
     def leave(self, *last: bytes) -> None:
-        """The client has gone, or has everything, or is taken for gone and told so should it come back."""
+        """The client has gone, or has everything; or it gets only this any more."""
         if self._left:
             return
         self._left = True
-        while not self._queue.empty():  # also wakes a pump that waits for room
+        while not self._queue.empty():
             self._queue.get_nowait()
         for data in (*last, None):
             self._queue.put_nowait(data)

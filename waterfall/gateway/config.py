@@ -24,8 +24,6 @@ class GatewaySettings(Frozen):
     """Output cap of a call that sets none."""
     max_projection_age_seconds: float = Field(default=60, gt=0, le=_LONGEST_SECONDS)
     """No call is authorised on a view of the chain older than this."""
-    stalled_client_seconds: float = Field(default=30, gt=0, le=_LONGEST_SECONDS)
-    """A client that takes nothing of its stream for so long is taken for gone; the stream is read to its end."""
     drain_seconds: float = Field(default=60, gt=0, le=_LONGEST_SECONDS)
     """How long a stop waits for running calls."""
 
