@@ -39,7 +39,7 @@ class Api:
                 session.request(method, self.url + path, json=body) as response,
             ):
                 answer = await response.json()
-            if response.status >= 400:  # noqa: PLR2004 - HTTP's error statuses
+            if not response.ok:
                 raise GatewayAnswered(reason=ErrorBody.model_validate(answer).error.message)
             view: TypeAdapter[Any] = TypeAdapter(shape)
             return view.dump_python(view.validate_python(answer), mode="json")

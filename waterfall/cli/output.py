@@ -118,8 +118,7 @@ def _fail(message: str) -> NoReturn:
 
 async def _cancelled_by_signals(work: Coroutine[Any, Any, None]) -> None:
     """Do it; the first SIGINT or SIGTERM cancels it, and no other disturbs it while it puts its things away."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None  # noqa: S101 - we run in it
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
 
     def handle(callback: Callable[[], Any]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -130,4 +129,4 @@ async def _cancelled_by_signals(work: Coroutine[Any, Any, None]) -> None:
         task.cancel()
 
     handle(stop)
-    await work
+    await task
