@@ -8,11 +8,14 @@ import { SafeERC20 } from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.s
 import { ReentrancyGuardTransient } from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import { ECDSA } from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import { EIP712 } from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
+import { SignatureChecker } from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
+import { Math } from "@openzeppelin/contracts/utils/math/Math.sol";
 
 import { DepositAddress } from "./DepositAddress.sol";
 import { ICreditVault } from "./interfaces/ICreditVault.sol";
-import { IReceiveWithAuthorization } from "./interfaces/IReceiveWithAuthorization.sol";
+import { IERC3009 } from "./interfaces/IERC3009.sol";
 import { AccountState } from "./libraries/AccountState.sol";
+import { TypedData } from "./libraries/TypedData.sol";
 
 /// @title CreditVault
 /// @notice See ICreditVault.
@@ -28,41 +31,31 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         uint32 exitDelay;
         address payout;
         uint96 earnings;
-        /// @dev Reserved: who may accept the ownership.
         address pendingOwner;
     }
 
-    /// @dev Four slots; all but the first are read only when their flag is set in it.
+    /// @dev Five slots; in a charge, all but the first are read only when their flag is set in it.
     struct Account {
         AccountState state;
         Policy policy;
         Allowance allowance;
         Exit exit;
+        AllowanceChange allowanceChange;
     }
 
-    /// @dev Reserved: the limit that the account's owner sets.
-    struct Allowance {
+    /// @dev The last change of the allowance: what binds from `effectiveAt` on, while ALLOWANCE_TIGHTENS.
+    struct AllowanceChange {
         uint96 cap;
-        uint96 spent;
         uint40 expiresAt;
+        uint40 effectiveAt;
+        /// @dev Changes so far.
+        uint64 nonce;
     }
 
     struct Exit {
         uint96 amount;
         uint40 maturesAt;
     }
-
-    bytes32 private constant CHARGE_TYPEHASH =
-        keccak256("Charge(bytes32 account,uint64 id,uint96 amount,bytes32 receiptHash)");
-    bytes32 private constant SETTLEMENT_TYPEHASH = keccak256(
-        "Settlement(uint128 platform,Charge[] charges,uint40 deadline)"
-        "Charge(bytes32 account,uint64 id,uint96 amount,bytes32 receiptHash)"
-    );
-    bytes32 private constant USAGE_RECEIPT_TYPEHASH = keccak256(
-        "UsageReceipt(uint128 platform,bytes32 account,uint64 chargeId,bytes32 requestHash,"
-        "bytes32 responseHash,string model,uint64 inputTokens,uint64 cachedInputTokens,uint64 outputTokens,"
-        "uint64 reasoningTokens,bytes32 usageHash,bytes32 priceId,uint96 amount,uint40 issuedAt,bool complete)"
-    );
 
     /// @inheritdoc ICreditVault
     uint8 public constant LIMIT_PER_CHARGE = 1;
@@ -71,8 +64,11 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
     /// @inheritdoc ICreditVault
     uint8 public constant LIMIT_EXPIRY = 4;
     uint8 private constant LIMITS = LIMIT_PER_CHARGE | LIMIT_PER_WINDOW | LIMIT_EXPIRY;
-    /// @dev Flag 8 is reserved for `Account.allowance`.
+    /// @dev `Account.allowance` binds.
+    uint8 private constant ALLOWANCE = 8;
     uint8 private constant EXIT_PENDING = 16;
+    /// @dev `Account.allowanceChange` is to bind in the place of `allowance`.
+    uint8 private constant ALLOWANCE_TIGHTENS = 32;
 
     /// @inheritdoc ICreditVault
     uint32 public constant MIN_WINDOW = 60 seconds;
@@ -83,6 +79,8 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
     /// @inheritdoc ICreditVault
     uint32 public constant MAX_DEADLINE = 1 hours;
     /// @inheritdoc ICreditVault
+    uint32 public constant MAX_CONSENT = 10 minutes;
+    /// @inheritdoc ICreditVault
     uint256 public constant MAX_CHARGES = 1000;
 
     /// @dev Credit (10**-12 USD) in one token base unit (10**-6 USD).
@@ -92,6 +90,7 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
 
     /// @dev Salts carry what the address is for, so that no other kind can meet it.
     bytes32 private constant ACCOUNT_SALT_TAG = keccak256("waterfall.deposit-address.account");
+    bytes32 private constant INBOX_SALT_TAG = keccak256("waterfall.deposit-address.inbox");
 
     /// @inheritdoc ICreditVault
     address public immutable token;
@@ -103,14 +102,18 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
     mapping(uint128 platform => mapping(bytes32 account => Account)) private _accounts;
     /// @dev One bit per charge id: word number `id >> 8`, bit `id & 0xff`.
     mapping(uint128 platform => mapping(uint256 word => uint256 bits)) private _usedIds;
+    mapping(uint128 platform => mapping(uint64 id => bool)) private _refundedIds;
+    /// @dev EIP-3009 authorizations whose money was credited through the platform's inbox.
+    mapping(uint128 platform => mapping(address payer => mapping(bytes32 nonce => bool))) private _booked;
+    mapping(uint128 platform => mapping(bytes32 nonce => bool)) private _usedConsents;
 
     modifier onlyPlatformOwner(uint128 platform) {
-        if (msg.sender != _platforms[platform].owner) revert NotPlatformOwner(platform, msg.sender);
+        if (msg.sender != _ownerOf(platform)) revert NotPlatformOwner(platform, msg.sender);
         _;
     }
 
     modifier onlyRegistered(uint128 platform) {
-        if (_platforms[platform].owner == address(0)) revert UnknownPlatform(platform);
+        _ownerOf(platform);
         _;
     }
 
@@ -139,6 +142,30 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         });
         emit PlatformRegistered(platform, msg.sender, payout, exitDelay, salt);
         _addMeter(platform, meter);
+    }
+
+    /// @inheritdoc ICreditVault
+    function transferPlatform(uint128 platform, address newOwner) external onlyPlatformOwner(platform) {
+        if (newOwner == address(0)) revert ZeroAddress();
+        _platforms[platform].pendingOwner = newOwner;
+        emit PlatformTransferStarted(platform, msg.sender, newOwner);
+    }
+
+    /// @inheritdoc ICreditVault
+    function acceptPlatform(uint128 platform) external {
+        address previousOwner = _ownerOf(platform);
+        Platform storage record = _platforms[platform];
+        if (msg.sender != record.pendingOwner) revert NotPendingOwner(platform, msg.sender);
+        record.owner = msg.sender;
+        record.pendingOwner = address(0);
+        emit PlatformTransferred(platform, previousOwner, msg.sender);
+    }
+
+    /// @inheritdoc ICreditVault
+    function setPayout(uint128 platform, address payout) external onlyPlatformOwner(platform) {
+        _requireRecipient(payout);
+        _platforms[platform].payout = payout;
+        emit PayoutSet(platform, payout);
     }
 
     /// @inheritdoc ICreditVault
@@ -213,7 +240,7 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         bytes calldata signature
     ) external nonReentrant onlyRegistered(platform) returns (bytes32 account) {
         uint256 balanceBefore = _tokenBalance();
-        IReceiveWithAuthorization(token)
+        IERC3009(token)
             .receiveWithAuthorization(
                 payer,
                 address(this),
@@ -233,12 +260,97 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         onlyRegistered(platform)
         returns (bytes32 account)
     {
-        uint256 balanceBefore = _tokenBalance();
-        bytes32 salt = _depositAddressSalt(platform, owner, label);
-        address source = Clones.predictDeterministicAddress(_depositAddressImplementation, salt);
-        if (source.code.length == 0) Clones.cloneDeterministic(_depositAddressImplementation, salt);
-        DepositAddress(source).send(IERC20(token), address(this), IERC20(token).balanceOf(source));
-        return _credit(platform, owner, label, source, balanceBefore);
+        address source = _deployed(_depositAddressSalt(platform, owner, label));
+        return _creditFrom(source, platform, owner, label, source, IERC20(token).balanceOf(source));
+    }
+
+    /// @inheritdoc ICreditVault
+    function depositFromInbox(
+        uint128 platform,
+        address payer,
+        uint256 tokens,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 nonce,
+        bytes calldata signature
+    ) external nonReentrant onlyRegistered(platform) returns (bytes32 account) {
+        _book(platform, payer, nonce);
+        address source = _deployed(_inboxSalt(platform));
+        uint256 sourceBefore = IERC20(token).balanceOf(source);
+        IERC3009(token)
+            .transferWithAuthorization(payer, source, tokens, validAfter, validBefore, nonce, signature);
+        uint256 arrived = IERC20(token).balanceOf(source) - sourceBefore;
+        return _creditFrom(source, platform, payer, bytes32(0), payer, arrived);
+    }
+
+    /// @inheritdoc ICreditVault
+    function bookInbox(
+        uint128 platform,
+        address payer,
+        bytes32 nonce,
+        uint256 tokens,
+        uint40 deadline,
+        bytes calldata meterSignature
+    ) external nonReentrant onlyRegistered(platform) returns (bytes32 account) {
+        if (payer == address(0)) revert ZeroAddress();
+        _requireDeadline(deadline, MAX_DEADLINE);
+        _requireMeter(
+            platform, TypedData.hashInboxBooking(platform, payer, nonce, tokens, deadline), meterSignature
+        );
+        _book(platform, payer, nonce);
+        address source = _deployed(_inboxSalt(platform));
+        uint256 held = IERC20(token).balanceOf(source);
+        if (tokens > held) revert ExceedsInbox(tokens, held);
+        return _creditFrom(source, platform, payer, bytes32(0), payer, tokens);
+    }
+
+    /// @inheritdoc ICreditVault
+    function rescue(uint128 platform, address owner, bytes32 label, address wrongToken, address to)
+        external
+        nonReentrant
+    {
+        _requireAccountOwner(platform, owner, label);
+        _rescue(platform, _depositAddressSalt(platform, owner, label), wrongToken, to);
+    }
+
+    /// @inheritdoc ICreditVault
+    function rescueFromInbox(uint128 platform, address wrongToken, address to)
+        external
+        nonReentrant
+        onlyPlatformOwner(platform)
+    {
+        _rescue(platform, _inboxSalt(platform), wrongToken, to);
+    }
+
+    /// @inheritdoc ICreditVault
+    function setAllowance(uint128 platform, address owner, bytes32 label, uint96 cap, uint40 expiresAt)
+        external
+    {
+        bytes32 account = _requireAccountOwner(platform, owner, label);
+        _setAllowance(platform, account, cap, expiresAt);
+    }
+
+    /// @inheritdoc ICreditVault
+    function setAllowanceBySignature(
+        uint128 platform,
+        address owner,
+        bytes32 label,
+        uint96 cap,
+        uint40 expiresAt,
+        uint64 nonce,
+        uint40 deadline,
+        bytes calldata signature
+    ) external {
+        if (block.timestamp > deadline) revert DeadlinePassed(deadline, block.timestamp);
+        bytes32 account = accountId(platform, owner, label);
+        uint64 expected = _accounts[platform][account].allowanceChange.nonce;
+        if (nonce != expected) revert WrongAllowanceNonce(nonce, expected);
+        bytes32 structHash = TypedData.hashAllowanceChange(platform, account, cap, expiresAt, nonce, deadline);
+        address signer = _actorOf(platform, owner);
+        if (!_isSignedBy(signer, _hashTypedDataV4(structHash), signature)) {
+            revert NotSignedByOwner(account, signer);
+        }
+        _setAllowance(platform, account, cap, expiresAt);
     }
 
     /// @inheritdoc ICreditVault
@@ -248,14 +360,9 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         uint40 deadline,
         bytes calldata meterSignature
     ) external {
-        if (charges.length == 0) revert EmptyBatch();
-        if (charges.length > MAX_CHARGES) revert BatchTooLarge(charges.length, MAX_CHARGES);
-        if (block.timestamp > deadline) revert DeadlinePassed(deadline, block.timestamp);
-        if (deadline > block.timestamp + MAX_DEADLINE) {
-            revert DeadlineTooFar(deadline, block.timestamp + MAX_DEADLINE);
-        }
-        address meter = ECDSA.recoverCalldata(hashSettlement(platform, charges, deadline), meterSignature);
-        if (!_isValid(_meters[platform][meter])) revert NotAMeter(platform, meter);
+        _requireBatch(charges.length);
+        _requireDeadline(deadline, MAX_DEADLINE);
+        _requireMeter(platform, TypedData.hashSettlement(platform, charges, deadline), meterSignature);
 
         mapping(bytes32 account => Account) storage accounts = _accounts[platform];
         mapping(uint256 word => uint256 bits) storage usedIds = _usedIds[platform];
@@ -289,20 +396,74 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
     }
 
     /// @inheritdoc ICreditVault
+    function voidCharges(
+        uint128 platform,
+        uint64[] calldata ids,
+        uint40 deadline,
+        bytes calldata meterSignature
+    ) external {
+        _requireBatch(ids.length);
+        _requireDeadline(deadline, MAX_DEADLINE);
+        _requireMeter(platform, TypedData.hashVoiding(platform, ids, deadline), meterSignature);
+
+        mapping(uint256 word => uint256 bits) storage usedIds = _usedIds[platform];
+        for (uint256 i = 0; i < ids.length; ++i) {
+            uint64 id = ids[i];
+            if (isSettled(platform, id)) continue;
+            usedIds[id >> 8] |= 1 << (id & 0xff);
+            emit ChargeVoided(platform, id);
+        }
+    }
+
+    /// @inheritdoc ICreditVault
+    function refund(uint128 platform, uint64 id, address owner, bytes32 label, uint96 amount)
+        external
+        onlyPlatformOwner(platform)
+        returns (bytes32 account)
+    {
+        if (amount == 0) revert ZeroAmount();
+        if (!isSettled(platform, id)) revert IdNotUsed(platform, id);
+        if (_refundedIds[platform][id]) revert AlreadyRefunded(platform, id);
+        Platform storage record = _platforms[platform];
+        if (amount > record.earnings) revert ExceedsEarnings(amount, record.earnings);
+
+        _refundedIds[platform][id] = true;
+        record.earnings -= amount;
+        account = accountId(platform, owner, label);
+        uint40 entry = _addToBalance(platform, account, amount);
+        emit Refunded(platform, account, id, owner, label, amount, entry);
+    }
+
+    /// @inheritdoc ICreditVault
+    function allocate(uint128 platform, bytes32 sourceLabel, address owner, bytes32 label, uint96 amount)
+        external
+        onlyPlatformOwner(platform)
+        returns (bytes32 account)
+    {
+        if (amount == 0) revert ZeroAmount();
+        bytes32 source = accountId(platform, address(0), sourceLabel);
+        account = accountId(platform, owner, label);
+        if (account == source) revert SameAccount(account);
+
+        uint40 sourceEntry = _takeFromBalance(platform, source, amount);
+        uint40 entry = _addToBalance(platform, account, amount);
+        emit Allocated(platform, source, account, owner, label, amount, sourceEntry, entry);
+    }
+
+    /// @inheritdoc ICreditVault
     function requestExit(uint128 platform, address owner, bytes32 label, uint256 tokens) external {
         bytes32 account = _requireAccountOwner(platform, owner, label);
         uint96 amount = _toCredit(tokens);
+        uint40 entry = _takeFromBalance(platform, account, amount);
+
         Account storage record = _accounts[platform][account];
         AccountState state = record.state;
-        if (amount > state.balance()) revert ExceedsBalance(amount, state.balance());
-
         uint96 total = amount;
         if (state.has(EXIT_PENDING)) total += record.exit.amount;
         uint40 maturesAt = uint40(block.timestamp + _platforms[platform].exitDelay);
-        state = state.setBalance(state.balance() - amount).setFlags(state.flags() | EXIT_PENDING).addEntry();
-        record.state = state;
+        record.state = state.setFlags(state.flags() | EXIT_PENDING);
         record.exit = Exit({ amount: total, maturesAt: maturesAt });
-        emit ExitRequested(platform, account, amount, total, maturesAt, state.entries());
+        emit ExitRequested(platform, account, amount, total, maturesAt, entry);
     }
 
     /// @inheritdoc ICreditVault
@@ -340,6 +501,34 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
     }
 
     /// @inheritdoc ICreditVault
+    function exitWithConsent(
+        uint128 platform,
+        address owner,
+        bytes32 label,
+        uint256 tokens,
+        address to,
+        bytes32 nonce,
+        uint40 deadline,
+        bytes calldata meterSignature
+    ) external nonReentrant {
+        bytes32 account = _requireAccountOwner(platform, owner, label);
+        _requireRecipient(to);
+        _requireDeadline(deadline, MAX_CONSENT);
+        _requireMeter(
+            platform,
+            TypedData.hashExitConsent(platform, account, tokens, to, nonce, deadline),
+            meterSignature
+        );
+        if (_usedConsents[platform][nonce]) revert ConsentUsed(platform, nonce);
+
+        _usedConsents[platform][nonce] = true;
+        uint40 entry = _takeFromBalance(platform, account, _toCredit(tokens));
+        emit ExitedWithConsent(platform, account, to, tokens, nonce, entry);
+
+        IERC20(token).safeTransfer(to, tokens);
+    }
+
+    /// @inheritdoc ICreditVault
     function withdrawEarnings(uint128 platform, uint256 tokens)
         external
         nonReentrant
@@ -362,7 +551,7 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         view
         returns (ReceiptCheck memory check)
     {
-        check.digest = _hashReceipt(receipt);
+        check.digest = _hashTypedDataV4(TypedData.hashReceipt(receipt));
         (check.signer,,) = ECDSA.tryRecoverCalldata(check.digest, signature);
         Meter storage meter = _meters[receipt.platform][check.signer];
         check.validAtIssue = _wasValid(meter, receipt.issuedAt);
@@ -374,7 +563,11 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
     function platformOf(uint128 platform) external view returns (PlatformView memory) {
         Platform storage record = _platforms[platform];
         return PlatformView({
-            owner: record.owner, payout: record.payout, exitDelay: record.exitDelay, earnings: record.earnings
+            owner: record.owner,
+            payout: record.payout,
+            exitDelay: record.exitDelay,
+            earnings: record.earnings,
+            pendingOwner: record.pendingOwner
         });
     }
 
@@ -389,6 +582,8 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         AccountState state = record.state;
         Exit memory exit;
         if (state.has(EXIT_PENDING)) exit = record.exit;
+        AllowanceChange memory next = record.allowanceChange;
+        (Allowance memory allowance, AccountState current) = _allowanceOf(record, state);
         return AccountView({
             balance: state.balance(),
             spentInWindow: state.spentInWindow(),
@@ -397,8 +592,46 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
             limits: state.flags() & LIMITS,
             policy: record.policy,
             exitAmount: exit.amount,
-            exitMaturesAt: exit.maturesAt
+            exitMaturesAt: exit.maturesAt,
+            allowance: allowance,
+            nextCap: next.cap,
+            nextExpiresAt: next.expiresAt,
+            allowanceChangesAt: current.has(ALLOWANCE_TIGHTENS) ? next.effectiveAt : 0,
+            allowanceNonce: next.nonce
         });
+    }
+
+    /// @inheritdoc ICreditVault
+    function available(uint128 platform, bytes32 account) external view returns (uint256 most) {
+        Account storage record = _accounts[platform][account];
+        AccountState state = record.state;
+        most = uint256(state.balance()) + _chargeableExit(record, state);
+
+        (uint256 inWindow,) = remainingInWindow(platform, account);
+        most = Math.min(most, inWindow);
+        if (state.has(LIMIT_PER_CHARGE)) most = Math.min(most, record.policy.maxPerCharge);
+        if (state.has(LIMIT_EXPIRY) && block.timestamp >= record.policy.expiresAt) most = 0;
+
+        (Allowance memory allowance,) = _allowanceOf(record, state);
+        most = Math.min(most, Math.saturatingSub(allowance.cap, allowance.spent));
+        if (block.timestamp >= allowance.expiresAt) most = 0;
+    }
+
+    /// @inheritdoc ICreditVault
+    function remainingInWindow(uint128 platform, bytes32 account)
+        public
+        view
+        returns (uint256 credit, uint256 endsAt)
+    {
+        Account storage record = _accounts[platform][account];
+        AccountState state = record.state;
+        if (!state.has(LIMIT_PER_WINDOW)) return (type(uint256).max, 0);
+
+        Policy memory policy = record.policy;
+        uint256 window = _currentWindow(policy.windowSeconds);
+        uint256 spent = window == state.window() ? state.spentInWindow() : 0;
+        credit = Math.saturatingSub(policy.maxPerWindow, spent);
+        endsAt = (window + 1) * policy.windowSeconds;
     }
 
     /// @inheritdoc ICreditVault
@@ -408,13 +641,11 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
 
     /// @inheritdoc ICreditVault
     function hashSettlement(uint128 platform, Charge[] calldata charges, uint40 deadline)
-        public
+        external
         view
         returns (bytes32)
     {
-        return _hashTypedDataV4(
-            keccak256(abi.encode(SETTLEMENT_TYPEHASH, platform, _hashCharges(charges), deadline))
-        );
+        return _hashTypedDataV4(TypedData.hashSettlement(platform, charges, deadline));
     }
 
     /// @inheritdoc ICreditVault
@@ -422,6 +653,11 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         return Clones.predictDeterministicAddress(
             _depositAddressImplementation, _depositAddressSalt(platform, owner, label)
         );
+    }
+
+    /// @inheritdoc ICreditVault
+    function inbox(uint128 platform) external view returns (address) {
+        return Clones.predictDeterministicAddress(_depositAddressImplementation, _inboxSalt(platform));
     }
 
     /// @inheritdoc ICreditVault
@@ -463,11 +699,89 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         uint96 amount = _toCredit(balanceAfter - balanceBefore);
 
         account = accountId(platform, owner, label);
+        uint40 entry = _addToBalance(platform, account, amount);
+        emit Deposited(platform, account, payer, owner, label, amount, entry);
+    }
+
+    /// @dev Has `tokens` sent here from a deposit address or inbox, and credits them.
+    function _creditFrom(
+        address source,
+        uint128 platform,
+        address owner,
+        bytes32 label,
+        address payer,
+        uint256 tokens
+    ) private returns (bytes32 account) {
+        uint256 balanceBefore = _tokenBalance();
+        DepositAddress(source).send(IERC20(token), address(this), tokens);
+        return _credit(platform, owner, label, payer, balanceBefore);
+    }
+
+    /// @return entry the line number this has in the statement
+    function _addToBalance(uint128 platform, bytes32 account, uint96 amount) private returns (uint40 entry) {
         Account storage record = _accounts[platform][account];
         AccountState state = record.state;
         state = state.setBalance(state.balance() + amount).addEntry();
         record.state = state;
-        emit Deposited(platform, account, payer, owner, label, amount, state.entries());
+        return state.entries();
+    }
+
+    /// @return entry the line number this has in the statement
+    function _takeFromBalance(uint128 platform, bytes32 account, uint96 amount)
+        private
+        returns (uint40 entry)
+    {
+        Account storage record = _accounts[platform][account];
+        AccountState state = record.state;
+        if (amount > state.balance()) revert ExceedsBalance(amount, state.balance());
+        state = state.setBalance(state.balance() - amount).addEntry();
+        record.state = state;
+        return state.entries();
+    }
+
+    function _book(uint128 platform, address payer, bytes32 nonce) private {
+        if (_booked[platform][payer][nonce]) revert AlreadyBooked(platform, payer, nonce);
+        _booked[platform][payer][nonce] = true;
+        emit InboxBooked(platform, payer, nonce);
+    }
+
+    /// @dev The deposit address or inbox of this salt, with its code.
+    function _deployed(bytes32 salt) private returns (address source) {
+        source = Clones.predictDeterministicAddress(_depositAddressImplementation, salt);
+        if (source.code.length == 0) Clones.cloneDeterministic(_depositAddressImplementation, salt);
+    }
+
+    function _rescue(uint128 platform, bytes32 salt, address wrongToken, address to) private {
+        if (wrongToken == token) revert NotRescuable(wrongToken);
+        _requireRecipient(to);
+        address source = _deployed(salt);
+        bool native = wrongToken == address(0);
+        uint256 amount = native ? source.balance : IERC20(wrongToken).balanceOf(source);
+        if (amount == 0) revert ZeroAmount();
+        emit Rescued(platform, source, wrongToken, to, amount);
+
+        if (native) DepositAddress(source).sendNative(payable(to), amount);
+        else DepositAddress(source).send(IERC20(wrongToken), to, amount);
+    }
+
+    function _setAllowance(uint128 platform, bytes32 account, uint96 cap, uint40 expiresAt) private {
+        Account storage record = _accounts[platform][account];
+        (Allowance memory allowance, AccountState state) = _allowanceOf(record, record.state);
+        bool tightens = cap < allowance.cap || expiresAt < allowance.expiresAt;
+        bool exists = tightens || cap != type(uint96).max || expiresAt != type(uint40).max;
+        if (cap > allowance.cap) allowance.cap = cap;
+        if (expiresAt > allowance.expiresAt) allowance.expiresAt = expiresAt;
+
+        uint8 flags = state.flags() & ~(ALLOWANCE | ALLOWANCE_TIGHTENS);
+        if (exists) flags |= ALLOWANCE;
+        if (tightens) flags |= ALLOWANCE_TIGHTENS;
+        uint64 nonce = record.allowanceChange.nonce;
+        uint40 effectiveAt = uint40(block.timestamp + (tightens ? _platforms[platform].exitDelay : 0));
+        record.state = state.setFlags(flags);
+        record.allowance = allowance;
+        record.allowanceChange =
+            AllowanceChange({ cap: cap, expiresAt: expiresAt, effectiveAt: effectiveAt, nonce: nonce + 1 });
+        emit AllowanceSet(platform, account, cap, expiresAt, effectiveAt, nonce);
     }
 
     /// @dev Charges an account if it can bear it; the caller marks the id and books the earnings.
@@ -506,6 +820,22 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
             }
         }
 
+        if (state.has(ALLOWANCE)) {
+            Allowance memory allowance;
+            (allowance, state) = _allowanceOf(record, state);
+            uint256 spent;
+            unchecked {
+                spent = amount + allowance.spent;
+            }
+            if (spent > allowance.cap) return (0, Rejection.AllowanceCap);
+            if (block.timestamp >= allowance.expiresAt) return (0, Rejection.AllowanceExpired);
+            if (amount > uint256(state.balance()) + _chargeableExit(record, state)) {
+                return (0, Rejection.Balance);
+            }
+            allowance.spent = uint96(spent);
+            record.allowance = allowance;
+        }
+
         if (amount > state.balance()) {
             uint96 missing = uint96(amount - state.balance());
             if (missing > _chargeableExit(record, state)) return (0, Rejection.Balance);
@@ -538,6 +868,37 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         return block.timestamp < record.exit.maturesAt ? record.exit.amount : 0;
     }
 
+    /// @dev What binds now, and the state without a change that has come to bind by now. Not stored yet.
+    function _allowanceOf(Account storage record, AccountState state)
+        private
+        view
+        returns (Allowance memory allowance, AccountState current)
+    {
+        allowance = record.allowance;
+        current = state;
+        if (!state.has(ALLOWANCE)) {
+            // Nothing binds, but what was spent under an earlier allowance stays counted.
+            (allowance.cap, allowance.expiresAt) = (type(uint96).max, type(uint40).max);
+        } else if (state.has(ALLOWANCE_TIGHTENS)) {
+            AllowanceChange memory next = record.allowanceChange;
+            if (block.timestamp >= next.effectiveAt) {
+                (allowance.cap, allowance.expiresAt) = (next.cap, next.expiresAt);
+                current = state.setFlags(state.flags() & ~ALLOWANCE_TIGHTENS);
+            }
+        }
+    }
+
+    /// @dev A key's signature counts for an owner with code too, as that may be an EIP-7702 delegation.
+    function _isSignedBy(address signer, bytes32 digest, bytes calldata signature)
+        private
+        view
+        returns (bool)
+    {
+        (address recovered, ECDSA.RecoverError problem,) = ECDSA.tryRecoverCalldata(digest, signature);
+        if (problem == ECDSA.RecoverError.NoError && recovered == signer) return true;
+        return SignatureChecker.isValidERC1271SignatureNowCalldata(signer, digest, signature);
+    }
+
     function _currentWindow(uint256 windowSeconds) private view returns (uint32) {
         // forge-lint: disable-next-line(unsafe-typecast): with MIN_WINDOW seconds, fits until the year 10135
         return uint32(block.timestamp / windowSeconds);
@@ -565,8 +926,35 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         returns (bytes32 account)
     {
         account = accountId(platform, owner, label);
-        address actor = owner == address(0) ? _platforms[platform].owner : owner;
-        if (msg.sender != actor) revert NotAccountOwner(account, msg.sender);
+        if (msg.sender != _actorOf(platform, owner)) revert NotAccountOwner(account, msg.sender);
+    }
+
+    /// @dev Who acts for the accounts of `owner` on the platform.
+    function _actorOf(uint128 platform, address owner) private view returns (address) {
+        address platformOwner = _ownerOf(platform);
+        return owner == address(0) ? platformOwner : owner;
+    }
+
+    /// @dev Never zero.
+    function _ownerOf(uint128 platform) private view returns (address owner) {
+        owner = _platforms[platform].owner;
+        if (owner == address(0)) revert UnknownPlatform(platform);
+    }
+
+    function _requireBatch(uint256 length) private pure {
+        if (length == 0) revert EmptyBatch();
+        if (length > MAX_CHARGES) revert BatchTooLarge(length, MAX_CHARGES);
+    }
+
+    function _requireDeadline(uint40 deadline, uint256 longest) private view {
+        if (block.timestamp > deadline) revert DeadlinePassed(deadline, block.timestamp);
+        uint256 last = block.timestamp + longest;
+        if (deadline > last) revert DeadlineTooFar(deadline, last);
+    }
+
+    function _requireMeter(uint128 platform, bytes32 structHash, bytes calldata signature) private view {
+        address meter = ECDSA.recoverCalldata(_hashTypedDataV4(structHash), signature);
+        if (!_isValid(_meters[platform][meter])) revert NotAMeter(platform, meter);
     }
 
     /// @dev The three that could never send the tokens on.
@@ -603,51 +991,7 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         return keccak256(abi.encode(ACCOUNT_SALT_TAG, accountId(platform, owner, label)));
     }
 
-    /// @dev EIP-712 encoding of `Charge[]`: keccak256 of the concatenated hashes of its elements. A charge's
-    ///      four words in calldata are already its EIP-712 encoding, so each is copied as it stands: 130 gas
-    ///      a charge, 960 through abi.encode. Words too wide for their field are hashed here like any other,
-    ///      but `settle` reads every field it uses through the ABI decoder, which refuses them.
-    function _hashCharges(Charge[] calldata charges) private pure returns (bytes32 hash) {
-        bytes32 typeHash = CHARGE_TYPEHASH;
-        assembly ("memory-safe") {
-            // Past the free pointer: the hashes of the elements, then one element being encoded.
-            let hashes := mload(0x40)
-            let hashesLength := shl(5, charges.length)
-            let encoding := add(hashes, hashesLength)
-            mstore(encoding, typeHash)
-
-            let source := charges.offset
-            for { let offset := 0 } lt(offset, hashesLength) { offset := add(offset, 0x20) } {
-                calldatacopy(add(encoding, 0x20), source, 0x80)
-                mstore(add(hashes, offset), keccak256(encoding, 0xa0))
-                source := add(source, 0x80)
-            }
-            hash := keccak256(hashes, hashesLength)
-        }
-    }
-
-    function _hashReceipt(UsageReceipt calldata receipt) private view returns (bytes32) {
-        return _hashTypedDataV4(
-            keccak256(
-                abi.encode(
-                    USAGE_RECEIPT_TYPEHASH,
-                    receipt.platform,
-                    receipt.account,
-                    receipt.chargeId,
-                    receipt.requestHash,
-                    receipt.responseHash,
-                    keccak256(bytes(receipt.model)),
-                    receipt.inputTokens,
-                    receipt.cachedInputTokens,
-                    receipt.outputTokens,
-                    receipt.reasoningTokens,
-                    receipt.usageHash,
-                    receipt.priceId,
-                    receipt.amount,
-                    receipt.issuedAt,
-                    receipt.complete
-                )
-            )
-        );
+    function _inboxSalt(uint128 platform) private pure returns (bytes32) {
+        return keccak256(abi.encode(INBOX_SALT_TAG, platform));
     }
 }

@@ -3,6 +3,7 @@ pragma solidity 0.8.37;
 
 import { IERC20 } from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import { SafeERC20 } from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
+import { Address } from "@openzeppelin/contracts/utils/Address.sol";
 
 /// @title DepositAddress
 /// @notice An address tokens can be sent to before any code is there. The vault clones this contract to it
@@ -15,13 +16,23 @@ contract DepositAddress {
 
     error NotVault(address caller, address vault);
 
+    modifier onlyVault() {
+        if (msg.sender != vault) revert NotVault(msg.sender, vault);
+        _;
+    }
+
     constructor() {
         vault = msg.sender;
     }
 
     /// @notice Sends `amount` of `token` to `to`. Vault only.
-    function send(IERC20 token, address to, uint256 amount) external {
-        if (msg.sender != vault) revert NotVault(msg.sender, vault);
+    function send(IERC20 token, address to, uint256 amount) external onlyVault {
         token.safeTransfer(to, amount);
+    }
+
+    /// @notice Sends the chain's own coin, which can only have come before the code, to `to`. Vault only.
+    /// @param amount wei
+    function sendNative(address payable to, uint256 amount) external onlyVault {
+        Address.sendValue(to, amount);
     }
 }

@@ -9,12 +9,16 @@ pragma solidity 0.8.37;
 ///      Amounts are credit unless a name says `tokens`. Times are Unix seconds of block time.
 ///      There is no global owner, no proxy and no pause: nobody but the roles below has any power.
 ///
-///      - *Platform owner*: sets spend policies, names and retires meters, withdraws the platform's earnings.
-///      - *Meter* (a plain key of the platform): signs receipts and batches of charges. It can move credit of
-///        the platform's accounts into the platform's own earnings, within the policies, and nowhere else.
-///      - *Account owner*: takes unspent credit out after the platform's exit delay. Accounts whose owner is
+///      - *Platform owner*: sets spend policies, names and retires meters, withdraws the platform's earnings to
+///        the payout address it sets, refunds from earnings, allocates credit of the accounts the platform holds,
+///        and hands the platform over in two steps. It reaches no credit of a user's account but by a meter.
+///      - *Meter* (a plain key of the platform): signs receipts and batches of charges, and so can move credit of
+///        the platform's accounts into the platform's own earnings, within policies and allowances, and nowhere
+///        else. It also voids charge ids, consents to exits, and says whose the money in the platform's inbox is.
+///      - *Account owner*: limits what can be charged by an allowance, takes unspent credit out after the
+///        platform's exit delay, rescues other tokens from its deposit address. Accounts whose owner is
 ///        `address(0)` are held by the platform: its *current* owner acts for them.
-///      - *Anybody*: deposits into any account, and submits batches a meter has signed.
+///      - *Anybody*: deposits into any account, sweeps deposit addresses, and submits what others have signed.
 interface ICreditVault {
     // ───────────────────────────────────────────── Types ─────────────────────────────────────────────
 
@@ -28,6 +32,16 @@ interface ICreditVault {
         ///      [n × windowSeconds, (n + 1) × windowSeconds). Exists with LIMIT_PER_WINDOW.
         uint32 windowSeconds;
         /// @dev First second at which nothing may be charged any more (exclusive). Exists with LIMIT_EXPIRY.
+        uint40 expiresAt;
+    }
+
+    /// @notice Limit that an account's owner puts on all its charges, over and above any policy.
+    struct Allowance {
+        /// @dev Largest `spent` there may be, credit, inclusive; not what is left.
+        uint96 cap;
+        /// @dev Credit charged while an allowance existed, since the account's first one. It only grows.
+        uint96 spent;
+        /// @dev First second at which nothing may be charged any more (exclusive).
         uint40 expiresAt;
     }
 
@@ -93,6 +107,8 @@ interface ICreditVault {
         uint32 exitDelay;
         /// @dev Credit the platform has earned and not withdrawn.
         uint96 earnings;
+        /// @dev Who may accept the platform; address(0) if it is not offered to anybody.
+        address pendingOwner;
     }
 
     struct Meter {
@@ -120,6 +136,16 @@ interface ICreditVault {
         uint96 exitAmount;
         /// @dev From this second on the exit cannot be charged any more, and can be finalized (inclusive).
         uint40 exitMaturesAt;
+        /// @dev As it binds now; a cap and an expiry of their types' maxima if there is none.
+        Allowance allowance;
+        /// @dev The cap that binds from `allowanceChangesAt` on, credit.
+        uint96 nextCap;
+        /// @dev The expiry that binds from `allowanceChangesAt` on.
+        uint40 nextExpiresAt;
+        /// @dev Second from which on, inclusive, the change under way binds; 0 if there is none.
+        uint40 allowanceChangesAt;
+        /// @dev Changes of the allowance so far: the nonce of the next.
+        uint64 allowanceNonce;
     }
 
     /// @notice What the chain says of a receipt. It proves a charge only together with a `Charged` log of the
@@ -138,11 +164,22 @@ interface ICreditVault {
 
     // ──────────────────────────────────────────── Events ─────────────────────────────────────────────
 
+    /// @notice There is a new platform.
     /// @param exitDelay seconds between an exit's request and its maturity
     /// @param salt the registrant's own, of which the id was derived
     event PlatformRegistered(
         uint128 indexed platform, address indexed owner, address payout, uint32 exitDelay, bytes32 salt
     );
+    /// @notice The platform is offered to `pendingOwner`, who has to accept.
+    event PlatformTransferStarted(
+        uint128 indexed platform, address indexed owner, address indexed pendingOwner
+    );
+    /// @notice The platform, with every account it holds, is `newOwner`'s.
+    event PlatformTransferred(
+        uint128 indexed platform, address indexed previousOwner, address indexed newOwner
+    );
+    /// @notice Earnings go to `payout` from now on.
+    event PayoutSet(uint128 indexed platform, address indexed payout);
     /// @notice From this block's timestamp on, inclusive, the meter may sign for the platform.
     event MeterAdded(uint128 indexed platform, address indexed meter);
     /// @notice From this block's timestamp on, inclusive, nothing the meter signs counts.
@@ -164,9 +201,34 @@ interface ICreditVault {
         uint40 entry
     );
 
+    /// @notice The `Deposited` of the same transaction is what the payer's EIP-3009 authorization `nonce`, sent to
+    ///         the platform's inbox, was credited as. Once for each payer and nonce.
+    event InboxBooked(uint128 indexed platform, address indexed payer, bytes32 indexed nonce);
+    /// @notice What the vault does not keep went from a deposit address or an inbox to `to`.
+    /// @param source the deposit address or inbox
+    /// @param token address(0): the chain's own coin
+    /// @param amount base units of `token`
+    event Rescued(
+        uint128 indexed platform, address indexed source, address indexed token, address to, uint256 amount
+    );
+
     /// @notice Other limits bind from now on.
     /// @param limits LIMIT_* bits of the limits that exist from now on
     event PolicySet(uint128 indexed platform, bytes32 indexed account, uint8 limits, Policy policy);
+
+    /// @notice The account's owner changed its allowance. What loosens binds at once, what tightens from
+    ///         `effectiveAt` on: until then the looser of the old and the new cap, and of the two expiries.
+    /// @param cap credit; with `expiresAt`, of their types' maxima: the allowance is removed
+    /// @param effectiveAt second from which on, inclusive, all of it binds; this block's if nothing tightens
+    /// @param nonce changes of this account's allowance before this one
+    event AllowanceSet(
+        uint128 indexed platform,
+        bytes32 indexed account,
+        uint96 cap,
+        uint40 expiresAt,
+        uint40 effectiveAt,
+        uint64 nonce
+    );
 
     /// @notice A charge was made, once for its id.
     /// @param amount credit
@@ -181,6 +243,41 @@ interface ICreditVault {
     /// @notice The charge was left out and its id left unused; the rest of the batch is settled.
     event ChargeRejected(
         uint128 indexed platform, bytes32 indexed account, uint64 indexed id, Rejection reason
+    );
+
+    /// @notice The id is used up without a charge, and can never be charged.
+    event ChargeVoided(uint128 indexed platform, uint64 indexed id);
+    /// @notice The platform gave credit back from its earnings, once for the charge id.
+    /// @param owner the account's
+    /// @param label which of `owner`'s accounts
+    /// @param amount credit
+    /// @param entry line number in the account's statement
+    event Refunded(
+        uint128 indexed platform,
+        bytes32 indexed account,
+        uint64 indexed id,
+        address owner,
+        bytes32 label,
+        uint96 amount,
+        uint40 entry
+    );
+    /// @notice The platform moved credit from an account it holds to another of its accounts.
+    /// @param source the account it came from
+    /// @param account the account it went to
+    /// @param owner the latter's
+    /// @param label which of `owner`'s accounts
+    /// @param amount credit
+    /// @param sourceEntry line number in the statement of `source`
+    /// @param entry line number in the statement of `account`
+    event Allocated(
+        uint128 indexed platform,
+        bytes32 indexed source,
+        bytes32 indexed account,
+        address owner,
+        bytes32 label,
+        uint96 amount,
+        uint40 sourceEntry,
+        uint40 entry
     );
 
     /// @notice Credit is on its way out; charges may still draw on it before `maturesAt`.
@@ -212,6 +309,18 @@ interface ICreditVault {
         uint96 remainder,
         uint40 entry
     );
+    /// @notice Credit was paid out at once, with a meter's consent.
+    /// @param tokens token base units sent to `to`
+    /// @param nonce the consent's
+    /// @param entry line number in the account's statement
+    event ExitedWithConsent(
+        uint128 indexed platform,
+        bytes32 indexed account,
+        address indexed to,
+        uint256 tokens,
+        bytes32 nonce,
+        uint40 entry
+    );
     /// @notice The platform took earnings out.
     /// @param tokens token base units sent to `payout`
     event EarningsWithdrawn(uint128 indexed platform, address indexed payout, uint256 tokens);
@@ -236,6 +345,8 @@ interface ICreditVault {
     error ExitDelayOutOfRange(uint256 exitDelay, uint256 min, uint256 max);
     /// @notice Only the platform's owner may do this.
     error NotPlatformOwner(uint128 platform, address caller);
+    /// @notice The platform has been offered to somebody else, or to nobody.
+    error NotPendingOwner(uint128 platform, address caller);
     /// @notice Only the account's owner may do this; of a platform-held account, the platform's owner.
     error NotAccountOwner(bytes32 account, address caller);
     /// @notice The key is, or was, a meter of the platform.
@@ -250,18 +361,36 @@ interface ICreditVault {
     error LimitWithoutFlag(uint8 flag);
     /// @notice Seconds; `min` is inclusive.
     error WindowTooShort(uint256 windowSeconds, uint256 min);
-    /// @notice A batch has at least one charge.
+    /// @notice The signature is not `owner`'s: neither its key's nor, by ERC-1271, its contract's.
+    error NotSignedByOwner(bytes32 account, address owner);
+    /// @notice The account's allowance was changed `expected` times; a signature is good for one such number.
+    error WrongAllowanceNonce(uint256 nonce, uint256 expected);
+    /// @notice A batch has at least one charge, or one id.
     error EmptyBatch();
-    /// @notice So many charges, of at most `max`.
-    error BatchTooLarge(uint256 charges, uint256 max);
-    /// @notice The last second of a batch was before this block.
+    /// @notice So many charges, or ids, of at most `max`.
+    error BatchTooLarge(uint256 length, uint256 max);
+    /// @notice The last second of what was signed was before this block.
     error DeadlinePassed(uint256 deadline, uint256 timestamp);
-    /// @notice The last second of a batch may be `max` at most.
+    /// @notice The last second of what a meter signs may be `max` at most.
     error DeadlineTooFar(uint256 deadline, uint256 max);
+    /// @notice The charge id is neither charged nor voided.
+    error IdNotUsed(uint128 platform, uint64 id);
+    /// @notice The charge id was refunded before.
+    error AlreadyRefunded(uint128 platform, uint64 id);
+    /// @notice The payer's authorization was credited before.
+    error AlreadyBooked(uint128 platform, address payer, bytes32 nonce);
+    /// @notice The platform's inbox holds less.
+    error ExceedsInbox(uint256 tokens, uint256 available);
+    /// @notice Credit cannot be allocated from an account to itself.
+    error SameAccount(bytes32 account);
+    /// @notice The vault's token is credited, by `sweep` or the inbox, never rescued.
+    error NotRescuable(address token);
     /// @notice The account's balance is less, a pending exit not included.
     error ExceedsBalance(uint256 amount, uint256 available);
     /// @notice The platform has earned less than that and not withdrawn it.
     error ExceedsEarnings(uint256 amount, uint256 available);
+    /// @notice A consent with this nonce was used before.
+    error ConsentUsed(uint128 platform, bytes32 nonce);
     /// @notice The account has no exit under way.
     error NoExit(bytes32 account);
     /// @notice The exit can be finalized from second `maturesAt` on.
@@ -280,6 +409,18 @@ interface ICreditVault {
     function registerPlatform(bytes32 salt, address payout, address meter, uint32 exitDelay)
         external
         returns (uint128 platform);
+
+    /// @notice Offers the platform to `newOwner`, in the place of any offer before. Platform owner only. The owner
+    ///         takes an offer back by one to itself.
+    /// @param newOwner not zero
+    function transferPlatform(uint128 platform, address newOwner) external;
+
+    /// @notice Takes over a platform offered to the caller, with its earnings and every account it holds.
+    function acceptPlatform(uint128 platform) external;
+
+    /// @notice Sets where earnings go. Platform owner only.
+    /// @param payout not zero, the vault or the token
+    function setPayout(uint128 platform, address payout) external;
 
     /// @notice Adds a meter. Platform owner only. A key that was ever a meter of the platform is refused.
     function addMeter(uint128 platform, address meter) external;
@@ -337,6 +478,86 @@ interface ICreditVault {
     ///         Anyone may call.
     function sweep(uint128 platform, address owner, bytes32 label) external returns (bytes32 account);
 
+    /// @notice Moves a payment to a platform's inbox and on into the payer's account, in one transaction. For
+    ///         clients that sign EIP-3009 `transferWithAuthorization` to `inbox(platform)` with a nonce of their
+    ///         own, as those of x402 do; anyone may submit.
+    /// @dev Credited is what this authorization brought: what was in the inbox before stays there.
+    /// @param platform a registered one
+    /// @param payer who signed; the credit goes to its account, label 0
+    /// @param tokens token base units
+    /// @param validAfter second after which the authorization is valid, exclusive
+    /// @param validBefore second before which it is valid, exclusive
+    /// @param nonce the authorization's
+    /// @param signature what the token takes: 65 bytes r ‖ s ‖ v, or an ERC-1271 signature
+    function depositFromInbox(
+        uint128 platform,
+        address payer,
+        uint256 tokens,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 nonce,
+        bytes calldata signature
+    ) external returns (bytes32 account);
+
+    /// @notice Credits money that reached the inbox otherwise, as when somebody gave the payer's authorization to
+    ///         the token directly, to the payer's account, label 0. Anyone may submit.
+    /// @dev That the money is this payer's rests on the meter's word alone, given once the token's logs are final:
+    ///      the token's `authorizationState` is no proof, as a cancelled authorization has it too.
+    /// @param platform a registered one
+    /// @param payer not zero
+    /// @param nonce the authorization's; credited once for each payer
+    /// @param tokens token base units, of those in the inbox
+    /// @param deadline last second at which it may be booked (inclusive), at most MAX_DEADLINE ahead
+    /// @param meterSignature 65 bytes r ‖ s ‖ v, low s, over
+    ///        `InboxBooking(uint128 platform,address payer,bytes32 nonce,uint256 tokens,uint40 deadline)`
+    function bookInbox(
+        uint128 platform,
+        address payer,
+        bytes32 nonce,
+        uint256 tokens,
+        uint40 deadline,
+        bytes calldata meterSignature
+    ) external returns (bytes32 account);
+
+    /// @notice Sends what was sent by mistake to an account's deposit address on. Account owner only.
+    /// @param wrongToken any but the vault's; address(0): the chain's own coin, which an address takes until its
+    ///        first `sweep` or rescue puts code there
+    /// @param to not zero, the vault or its token
+    function rescue(uint128 platform, address owner, bytes32 label, address wrongToken, address to) external;
+
+    /// @notice Sends what was sent by mistake to the platform's inbox on, as `rescue` does. Platform owner only.
+    function rescueFromInbox(uint128 platform, address wrongToken, address to) external;
+
+    // ─────────────────────────────────────────── Allowance ───────────────────────────────────────────
+
+    /// @notice Limits what may be charged to an account. Account owner only; no policy touches it.
+    /// @dev What loosens binds at once. What tightens binds after the platform's exit delay, so that what the
+    ///      platform has delivered by now can still be charged: the first allowance, a lower cap, an earlier
+    ///      expiry. A change replaces the one under way, and its delay begins anew.
+    ///      Both maxima limit nothing: they remove the allowance, at once.
+    /// @param cap largest sum of all charges there may be, credit, inclusive, counted from the first allowance
+    ///        on; 0 refuses all
+    /// @param expiresAt first second at which nothing may be charged any more (exclusive)
+    function setAllowance(uint128 platform, address owner, bytes32 label, uint96 cap, uint40 expiresAt)
+        external;
+
+    /// @notice `setAllowance` by the account owner's signature; anyone may submit.
+    /// @param nonce `allowanceNonce` of the account: any change voids all signatures made before it
+    /// @param deadline last second at which it may be submitted (inclusive)
+    /// @param signature the owner's, 65 bytes r ‖ s ‖ v with low s, or else what the owner accepts by ERC-1271,
+    ///        over `AllowanceChange(uint128 platform,bytes32 account,uint96 cap,uint40 expiresAt,uint64 nonce,
+    ///        uint40 deadline)`
+    function setAllowanceBySignature(
+        uint128 platform,
+        address owner,
+        bytes32 label,
+        uint96 cap,
+        uint40 expiresAt,
+        uint64 nonce,
+        uint40 deadline,
+        bytes calldata signature
+    ) external;
+
     // ────────────────────────────────────────── Settlement ───────────────────────────────────────────
 
     /// @notice Settles a batch of charges that a meter of the platform has signed. Anyone may submit.
@@ -355,6 +576,40 @@ interface ICreditVault {
         bytes calldata meterSignature
     ) external;
 
+    /// @notice Uses ids up so that they can never be charged: how a rejected charge is written off. A meter signs,
+    ///         anyone may submit. Ids already used are skipped without an event.
+    /// @param ids 1 to MAX_CHARGES
+    /// @param deadline last second at which they may be voided (inclusive), at most MAX_DEADLINE ahead
+    /// @param meterSignature 65 bytes r ‖ s ‖ v, low s, over
+    ///        `Voiding(uint128 platform,uint64[] ids,uint40 deadline)`
+    function voidCharges(
+        uint128 platform,
+        uint64[] calldata ids,
+        uint40 deadline,
+        bytes calldata meterSignature
+    ) external;
+
+    /// @notice Gives credit back from the platform's earnings. Platform owner only, once for a charge id.
+    /// @dev The vault keeps no amounts and accounts of charges: that it is what the id charged, to whom, is for
+    ///      the logs to show.
+    /// @param id a used one
+    /// @param owner of the account that gets it
+    /// @param label which of the owner's accounts
+    /// @param amount credit
+    function refund(uint128 platform, uint64 id, address owner, bytes32 label, uint96 amount)
+        external
+        returns (bytes32 account);
+
+    /// @notice Moves credit from an account the platform holds to any other of its accounts, as when a user without
+    ///         a wallet comes to have one. Platform owner only. A pending exit stays where it is.
+    /// @param sourceLabel label of the platform-held account it comes from
+    /// @param owner of the account that gets it
+    /// @param label which of the owner's accounts
+    /// @param amount credit
+    function allocate(uint128 platform, bytes32 sourceLabel, address owner, bytes32 label, uint96 amount)
+        external
+        returns (bytes32 account);
+
     // ─────────────────────────────────────────── Money out ───────────────────────────────────────────
 
     /// @notice Starts taking credit out, or adds to it: the timer restarts for the whole, matured or not.
@@ -368,6 +623,25 @@ interface ICreditVault {
     /// @notice Sends a matured exit to `to`. Account owner only. Nothing can stop it but the token itself.
     /// @param to not zero, the vault or the token
     function finalizeExit(uint128 platform, address owner, bytes32 label, address to) external;
+
+    /// @notice Sends credit of the balance to `to` at once, as a meter has consented. Account owner only. A pending
+    ///         exit stays as it is.
+    /// @param tokens token base units
+    /// @param to not zero, the vault or the token
+    /// @param nonce the consent's; used once on the platform
+    /// @param deadline last second of the consent (inclusive), at most MAX_CONSENT ahead
+    /// @param meterSignature 65 bytes r ‖ s ‖ v, low s, over `ExitConsent(uint128 platform,bytes32 account,
+    ///        uint256 tokens,address to,bytes32 nonce,uint40 deadline)`
+    function exitWithConsent(
+        uint128 platform,
+        address owner,
+        bytes32 label,
+        uint256 tokens,
+        address to,
+        bytes32 nonce,
+        uint40 deadline,
+        bytes calldata meterSignature
+    ) external;
 
     /// @notice Sends earnings to the payout address. Platform owner only.
     /// @param tokens token base units
@@ -397,6 +671,18 @@ interface ICreditVault {
     /// @param account as `accountId` derives it
     function accountOf(uint128 platform, bytes32 account) external view returns (AccountView memory);
 
+    /// @notice Largest charge of the account that `settle` would make in this block, credit: what balance and
+    ///         pending exit, policy and allowance leave. 0: none.
+    function available(uint128 platform, bytes32 account) external view returns (uint256);
+
+    /// @notice What the policy's window limit leaves now, and until when.
+    /// @return credit what may still be charged in the current window; the largest uint256 without such a limit
+    /// @return endsAt first second of the next window; 0 without such a limit
+    function remainingInWindow(uint128 platform, bytes32 account)
+        external
+        view
+        returns (uint256 credit, uint256 endsAt);
+
     /// @notice Whether the charge id is used: it was charged, once, or voided.
     function isSettled(uint128 platform, uint64 id) external view returns (bool);
 
@@ -415,6 +701,9 @@ interface ICreditVault {
     /// @notice CREATE2 address of one account: tokens sent there are credited by `sweep`.
     function depositAddress(uint128 platform, address owner, bytes32 label) external view returns (address);
 
+    /// @notice CREATE2 address of the platform's inbox: `payTo` of payments that `depositFromInbox` credits.
+    function inbox(uint128 platform) external view returns (address);
+
     /// @notice The 6-decimal token that backs all credit.
     function token() external view returns (address);
 
@@ -432,6 +721,8 @@ interface ICreditVault {
     function MAX_EXIT_DELAY() external view returns (uint32);
     /// @notice 1 hour.
     function MAX_DEADLINE() external view returns (uint32);
+    /// @notice 10 minutes.
+    function MAX_CONSENT() external view returns (uint32);
     /// @notice 1,000.
     function MAX_CHARGES() external view returns (uint256);
 }

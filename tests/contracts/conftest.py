@@ -19,7 +19,13 @@ CREDIT_PER_TOKEN = 10**6
 MAX_TOKENS = (2**96 - 1) // CREDIT_PER_TOKEN
 
 PER_CHARGE, PER_WINDOW, EXPIRY = 1, 2, 4  # limits
-ZERO_AMOUNT, BALANCE, MAX_PER_CHARGE, MAX_PER_WINDOW, POLICY_EXPIRED = range(5)  # rejections
+# Rejections.
+ZERO_AMOUNT, BALANCE, MAX_PER_CHARGE, MAX_PER_WINDOW, POLICY_EXPIRED, ALLOWANCE_CAP, ALLOWANCE_EXPIRED = (
+    range(7)
+)
+NO_CAP, NO_EXPIRY = 2**96 - 1, 2**40 - 1  # an allowance of both is none
+MINUTE = 60
+NONCE = b"\x0e" * 32
 
 SALT = b"\x01" * 32
 LABEL = b"\x02" * 32
@@ -211,6 +217,173 @@ def settle(vault, domain_of, platform, meter, relayer, chain):
         return vault.settle(platform, charges, deadline, signature, sender=sender, **kwargs)
 
     return settle
+
+
+@pytest.fixture(scope="session")
+def void(vault, domain_of, platform, meter, relayer, chain):
+    """Signs what voids ids and submits it."""
+
+    def void(*ids, platform=platform, key=meter.key, deadline=None, signature=None, sender=relayer, **kwargs):
+        deadline = chain.pending_timestamp + HOUR // 2 if deadline is None else deadline
+        message = {"platform": platform, "ids": ids, "deadline": deadline}
+        signature = signature or sign(key, domain_of(vault), "Voiding", message)
+        return vault.voidCharges(platform, ids, deadline, signature, sender=sender, **kwargs)
+
+    return void
+
+
+@pytest.fixture(scope="session")
+def consent(vault, domain_of, platform, meter, user, chain):
+    """A meter's consent to an exit: the arguments of exitWithConsent."""
+
+    def consent(
+        tokens,
+        *,
+        to=user,
+        vault=vault,
+        platform=platform,
+        owner=user,
+        label=LABEL,
+        nonce=NONCE,
+        deadline=None,
+        key=meter.key,
+    ):
+        deadline = chain.pending_timestamp + 5 * MINUTE if deadline is None else deadline
+        message = {
+            "platform": platform,
+            "account": vault.accountId(platform, owner, label),
+            "tokens": tokens,
+            "to": str(to),
+            "nonce": nonce,
+            "deadline": deadline,
+        }
+        signature = sign(key, domain_of(vault), "ExitConsent", message)
+        return [platform, owner, label, tokens, to, nonce, deadline, signature]
+
+    return consent
+
+
+@pytest.fixture(scope="session")
+def payer():
+    """Holds tokens and signs, but never sends a transaction."""
+    return Account.from_key("0x" + "c3" * 32)
+
+
+@pytest.fixture(scope="session")
+def pay_inbox(vault, token, admin, token_domain, platform, payer, chain):
+    """A payment as an x402 client signs it, of tokens the payer gets here: the arguments of depositFromInbox."""
+
+    def pay_inbox(
+        tokens=TOKENS_PER_USD,
+        *,
+        platform=platform,
+        payer=payer.address,
+        key=payer.key,
+        to=None,
+        nonce=NONCE,
+        **times,
+    ):
+        token.mint(payer, tokens, sender=admin)
+        after, before = times.get("after", 0), times.get("before", chain.pending_timestamp + HOUR)
+        message = {
+            "from": payer,
+            "to": to or vault.inbox(platform),
+            "value": tokens,
+            "validAfter": after,
+            "validBefore": before,
+            "nonce": nonce,
+        }
+        signature = sign(key, token_domain, "TransferWithAuthorization", message)
+        return [platform, payer, tokens, after, before, nonce, signature]
+
+    return pay_inbox
+
+
+@pytest.fixture(scope="session")
+def front_run(vault, token, stranger):
+    """Gives a payment to the token directly, so that the money reaches the inbox unbooked."""
+
+    def front_run(arguments, sender=stranger):
+        platform, payer, tokens, after, before, nonce, signature = arguments
+        to = vault.inbox(platform)
+        return token.transferWithAuthorization(
+            payer, to, tokens, after, before, nonce, signature, sender=sender
+        )
+
+    return front_run
+
+
+@pytest.fixture(scope="session")
+def book(vault, domain_of, platform, meter, payer, relayer, chain):
+    """Signs as the meter whose the money in the inbox is, and submits it."""
+
+    def book(
+        tokens=TOKENS_PER_USD,
+        *,
+        platform=platform,
+        payer=payer.address,
+        nonce=NONCE,
+        deadline=None,
+        key=meter.key,
+        signature=None,
+        sender=relayer,
+    ):
+        deadline = chain.pending_timestamp + HOUR // 2 if deadline is None else deadline
+        message = {
+            "platform": platform,
+            "payer": payer,
+            "nonce": nonce,
+            "tokens": tokens,
+            "deadline": deadline,
+        }
+        signature = signature or sign(key, domain_of(vault), "InboxBooking", message)
+        return vault.bookInbox(platform, payer, nonce, tokens, deadline, signature, sender=sender)
+
+    return book
+
+
+@pytest.fixture(scope="session")
+def sign_allowance(vault, domain_of, platform, user, chain):
+    """What an account's owner signs to change its allowance: the arguments of setAllowanceBySignature."""
+
+    def sign_allowance(
+        cap=NO_CAP,
+        expires_at=NO_EXPIRY,
+        *,
+        key=None,
+        vault=vault,
+        platform=platform,
+        owner=user,
+        label=LABEL,
+        nonce=None,
+        deadline=None,
+    ):
+        account = vault.accountId(platform, owner, label)
+        nonce = vault.accountOf(platform, account).allowanceNonce if nonce is None else nonce
+        deadline = chain.pending_timestamp + HOUR if deadline is None else deadline
+        message = {
+            "platform": platform,
+            "account": account,
+            "cap": cap,
+            "expiresAt": expires_at,
+            "nonce": nonce,
+            "deadline": deadline,
+        }
+        signature = sign(key or user.private_key, domain_of(vault), "AllowanceChange", message)
+        return [platform, owner, label, cap, expires_at, nonce, deadline, signature]
+
+    return sign_allowance
+
+
+@pytest.fixture(scope="session")
+def set_allowance(vault, platform, user):
+    """Sets the user's allowance. Returns the second from which on all of it binds."""
+
+    def set_allowance(cap=NO_CAP, expires_at=NO_EXPIRY, *, label=LABEL):
+        (log,) = vault.setAllowance(platform, user, label, cap, expires_at, sender=user).events
+        return log.effectiveAt
+
+    return set_allowance
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ def test_add_meter__not_the_owner__reverts(vault, platform, stranger, other_mete
 
 
 def test_add_meter__unknown_platform__reverts(vault, operator, other_meter):
-    with reverts(vault.NotPlatformOwner, platform=7, caller=operator.address):
+    with reverts(vault.UnknownPlatform, platform=7):
         vault.addMeter(7, other_meter.address, sender=operator)
 
 

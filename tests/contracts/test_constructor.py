@@ -55,5 +55,5 @@ def test_domain__eip5267__names_the_vault(vault, chain):
     assert (chain_id, contract) == (chain.chain_id, vault.address)
 
 
-def test_code__size__leaves_a_third_of_the_limit(vault):
-    assert len(vault.code) < 24_576 * 2 // 3
+def test_code__size__is_below_the_limit_of_eip_170(vault):
+    assert len(vault.code) <= 24_576

@@ -1,16 +1,9 @@
 import pytest
 from conftest import HOUR, LABEL, SALT, USD
-from eth_account import Account
 from reverts import reverts
 from typed_data import sign
 
 TOKENS = 10**6
-
-
-@pytest.fixture(scope="session")
-def payer():
-    """Holds tokens but never sends a transaction."""
-    return Account.from_key("0x" + "c3" * 32)
 
 
 @pytest.fixture

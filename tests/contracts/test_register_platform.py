@@ -51,4 +51,4 @@ def test_register_platform__exit_delay_at_a_bound__accepted(vault, register, exi
 
 
 def test_platform_of__unknown__is_empty(vault):
-    assert tuple(vault.platformOf(1)) == (ZERO_ADDRESS, ZERO_ADDRESS, 0, 0)
+    assert tuple(vault.platformOf(1)) == (ZERO_ADDRESS, ZERO_ADDRESS, 0, 0, ZERO_ADDRESS)

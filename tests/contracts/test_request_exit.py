@@ -77,12 +77,10 @@ def test_request_exit__platform_held_and_not_its_owner__reverts(vault, platform,
         vault.requestExit(platform, ZERO_ADDRESS, LABEL, 10**6, sender=user)
 
 
-def test_request_exit__unknown_platform__nobody_acts_for_it(vault, user):
-    account = vault.accountId(7, ZERO_ADDRESS, LABEL)
-    with reverts(vault.NotAccountOwner, account=account, caller=user.address):
-        vault.requestExit(7, ZERO_ADDRESS, LABEL, 1, sender=user)
-    with reverts(vault.ExceedsBalance, amount=10**6, available=0):
-        vault.requestExit(7, user, LABEL, 1, sender=user)
+def test_request_exit__unknown_platform__reverts(vault, user):
+    for owner in (ZERO_ADDRESS, user):
+        with reverts(vault.UnknownPlatform, platform=7):
+            vault.requestExit(7, owner, LABEL, 1, sender=user)
 
 
 def test_request_exit__one_unit_too_much__reverts(vault, platform, user, fund, request_exit):

@@ -302,7 +302,7 @@ def test_settle__no_charges__reverts(vault, settle):
 def test_settle__thousand_charges__settle_and_one_more_reverts(vault, fund, settle, balance_of):
     account = fund(10**6)
     charges = [Charge(account, id_, 1) for id_ in range(1_001)]
-    with reverts(vault.BatchTooLarge, charges=1_001, max=1_000):
+    with reverts(vault.BatchTooLarge, length=1_001, max=1_000):
         settle(*charges, signature=bytes(65))
     settle(*charges[1:])
     assert balance_of(account) == USD - 1_000
