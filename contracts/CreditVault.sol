@@ -326,8 +326,8 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
     function setAllowance(uint128 platform, address owner, bytes32 label, uint96 cap, uint40 expiresAt)
         external
     {
-        bytes32 account = _requireAccountOwner(platform, owner, label);
-        _setAllowance(platform, account, cap, expiresAt);
+        _requireAccountOwner(platform, owner, label);
+        _setAllowance(platform, owner, label, cap, expiresAt);
     }
 
     /// @inheritdoc ICreditVault
@@ -350,7 +350,7 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         if (!_isSignedBy(signer, _hashTypedDataV4(structHash), signature)) {
             revert NotSignedByOwner(account, signer);
         }
-        _setAllowance(platform, account, cap, expiresAt);
+        _setAllowance(platform, owner, label, cap, expiresAt);
     }
 
     /// @inheritdoc ICreditVault
@@ -764,7 +764,10 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         else DepositAddress(source).send(IERC20(wrongToken), to, amount);
     }
 
-    function _setAllowance(uint128 platform, bytes32 account, uint96 cap, uint40 expiresAt) private {
+    function _setAllowance(uint128 platform, address owner, bytes32 label, uint96 cap, uint40 expiresAt)
+        private
+    {
+        bytes32 account = accountId(platform, owner, label);
         Account storage record = _accounts[platform][account];
         (Allowance memory allowance, AccountState state) = _allowanceOf(record, record.state);
         bool tightens = cap < allowance.cap || expiresAt < allowance.expiresAt;
@@ -781,7 +784,7 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         record.allowance = allowance;
         record.allowanceChange =
             AllowanceChange({ cap: cap, expiresAt: expiresAt, effectiveAt: effectiveAt, nonce: nonce + 1 });
-        emit AllowanceSet(platform, account, cap, expiresAt, effectiveAt, nonce);
+        emit AllowanceSet(platform, account, owner, label, cap, expiresAt, effectiveAt, nonce);
     }
 
     /// @dev Charges an account if it can bear it; the caller marks the id and books the earnings.

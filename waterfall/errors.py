@@ -157,6 +157,13 @@ class PolicyExpired(PaymentRequired):
     code = "policy_expired"
 
 
+class AllowanceExpired(PaymentRequired):
+    """The allowance of the account's owner expires at Unix second {expires_at}, too soon for this call to be charged by
+    then: ask the owner for a later one."""
+
+    code = "allowance_expired"
+
+
 # ── The upstream failed ──────────────────────────────────────────────────────────────────────────────
 
 

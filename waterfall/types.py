@@ -190,6 +190,15 @@ LIMITS = between(0, 2**80 - 1)
 """What a policy's limit can be."""
 
 
+class Allowance(Frozen):
+    """Limit the account's owner puts on all its charges, whatever the policy."""
+
+    cap: Annotated[Usd, between(0, 2**96 - 1)]
+    """The most that may be spent in all since the account's first allowance; not what is left."""
+    expires_at: int = Field(ge=0, lt=2**40)
+    """Unix second from which nothing may be charged."""
+
+
 class Policy(Frozen):
     """Limits the platform puts on an account. An absent limit does not exist; a limit of 0 refuses."""
 

@@ -218,12 +218,16 @@ interface ICreditVault {
 
     /// @notice The account's owner changed its allowance. What loosens binds at once, what tightens from
     ///         `effectiveAt` on: until then the looser of the old and the new cap, and of the two expiries.
+    /// @param owner the account's
+    /// @param label which of `owner`'s accounts
     /// @param cap credit; with `expiresAt`, of their types' maxima: the allowance is removed
     /// @param effectiveAt second from which on, inclusive, all of it binds; this block's if nothing tightens
     /// @param nonce changes of this account's allowance before this one
     event AllowanceSet(
         uint128 indexed platform,
         bytes32 indexed account,
+        address owner,
+        bytes32 label,
         uint96 cap,
         uint40 expiresAt,
         uint40 effectiveAt,

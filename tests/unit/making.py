@@ -7,10 +7,12 @@ from decimal import Decimal
 import sqlalchemy as sa
 
 from waterfall.chain import events as chain
-from waterfall.chain.vault import account_id
-from waterfall.ledger import accounts, journal, schema, views
+from waterfall.chain.transactions import Fees, Signed
+from waterfall.chain.vault import NO_CAP, NO_EXPIRY, account_id
+from waterfall.ledger import accounts, journal, schema, slots, views
 from waterfall.ledger.journal import Caller
 from waterfall.ledger.projection import Block
+from waterfall.ledger.slots import Attempt, Slot
 from waterfall.metering import prices
 from waterfall.receipts import Domain, canonical_hash, receipt_digest
 from waterfall.signers import LocalSigner
@@ -107,6 +109,14 @@ def policy_set(account, policy):
         policy.max_per_window or 0,
         policy.window_seconds or 0,
         policy.expires_at or 0,
+    )
+
+
+def allowance_set(account, allowance):
+    """What an account's owner allows from now on; None: anything."""
+    cap, expires_at = (NO_CAP, NO_EXPIRY) if allowance is None else (allowance.cap, allowance.expires_at)
+    return chain.AllowanceSet(
+        PLATFORM, account, "0x" + "55" * 20, word("label"), cap, expires_at, BLOCK_TIME, 0
     )
 
 
@@ -236,3 +246,11 @@ def _charges(connection):
         )
         for row in connection.execute(sa.select(schema.charges).order_by(schema.charges.c.sequence))
     ]
+
+
+async def batch(desk, charges, nonce=0):
+    """Put charges into a slot, as a lane does."""
+    slot = Slot(GAS.address, nonce, "settle", None, VAULT, b"", 1, 0)
+    attempt = Attempt(Signed(b"%d" % nonce, word(f"attempt {nonce}")), Fees(1, 1), "signed", 0)
+    await desk.ledger.write(lambda tx: slots.open_slot(tx, slot, attempt, charges))
+    return slot

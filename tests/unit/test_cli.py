@@ -36,6 +36,7 @@ VIEW = {
     "pending": "0.00",
     "policy": {},
     "wanted_policy": None,
+    "allowance": None,
     "exit": None,
     "created_at": 1,
 }

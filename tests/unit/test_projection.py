@@ -19,6 +19,7 @@ from making import (
     USD,
     VAULT,
     Desk,
+    batch,
     block,
     charged,
     deposited,
@@ -39,14 +40,6 @@ from waterfall.types import Policy
 
 LABELS = {ACCOUNT: accounts.label_hash(SALT, "ada"), OTHER: accounts.label_hash(SALT, "bob")}
 TIGHT, LOOSE = Policy(max_per_charge=USD), Policy(max_per_charge=2 * USD)
-
-
-async def batch(desk, charges, nonce=0):
-    """Put charges into a slot, as a lane does."""
-    slot = Slot(GAS.address, nonce, "settle", None, VAULT, b"", 1, 0)
-    attempt = Attempt(Signed(b"%d" % nonce, word(f"attempt {nonce}")), Fees(1, 1), "signed", 0)
-    await desk.ledger.write(lambda tx: slots.open_slot(tx, slot, attempt, charges))
-    return slot
 
 
 async def close(desk, slot, number):

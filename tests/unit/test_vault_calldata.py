@@ -11,8 +11,9 @@ from waterfall.chain import artifacts, token, vault
 from waterfall.chain.vault import AccountView, Meter, PlatformView, ReceiptCheck, Vault
 from waterfall.errors import ChainError
 from waterfall.ledger.journal import Hold
-from waterfall.types import Charge, Policy
+from waterfall.types import Allowance, Charge, Policy
 
+OWNER = "0x" + "0e" * 20
 ABI = list(artifacts.load("CreditVault").abi)
 CONTRACT = Web3().eth.contract(abi=ABI)
 TOKEN_CONTRACT = Web3().eth.contract(abi=list(artifacts.load("TestUSDC").abi))
@@ -146,8 +147,11 @@ def asked(node):
 
 
 async def test_platform__answer__is_read_by_name():
-    node = Answering(["(address,address,uint32,uint96)"], [(VAULT, TOKEN, 3600, 20_000_000 * USD)])
-    assert await Vault(node, VAULT).platform(PLATFORM) == PlatformView(VAULT, TOKEN, 3600, 20_000_000 * USD)
+    node = Answering(
+        ["(address,address,uint32,uint96,address)"], [(VAULT, TOKEN, 3600, 20_000_000 * USD, OWNER)]
+    )
+    expected = PlatformView(VAULT, TOKEN, 3600, 20_000_000 * USD, OWNER)
+    assert await Vault(node, VAULT).platform(PLATFORM) == expected
     assert asked(node) == (calldata("platformOf", PLATFORM), "latest")
 
 
@@ -157,11 +161,33 @@ async def test_meter__answer__is_read_by_name():
     assert asked(node) == (calldata("meterOf", PLATFORM, METER.address), "latest")
 
 
+NO_ALLOWANCE = (2**96 - 1, 0, 2**40 - 1)
+
+
+def answering_account(values):
+    types = "uint96,uint80,uint32,uint40,uint8,(uint80,uint80,uint32,uint40),uint96,uint40"
+    return Answering([f"({types},(uint96,uint96,uint40),uint96,uint40,uint40,uint64)"], [values])
+
+
+async def test_account__allowance_that_changes__both_are_read():
+    node = answering_account((7, 0, 0, 1, 0, (0, 0, 0, 0), 0, 0, (10 * USD, 3, 99), USD, 88, 77, 5))
+    view = await Vault(node, VAULT).account(PLATFORM, ACCOUNT)
+    assert (view.allowance, view.allowance_spent) == (Allowance(cap=10 * USD, expires_at=99), 3)
+    assert (view.next_allowance, view.allowance_changes_at) == (Allowance(cap=USD, expires_at=88), 77)
+    assert view.allowance_nonce == 5
+
+
+async def test_account__removed_allowance__is_none():
+    node = answering_account((7, 0, 0, 1, 0, (0, 0, 0, 0), 0, 0, (2**96 - 1, 3, 2**40 - 1), USD, 88, 0, 5))
+    view = await Vault(node, VAULT).account(PLATFORM, ACCOUNT)
+    assert (view.allowance, view.allowance_spent, view.next_allowance) == (None, 3, None)
+
+
 @pytest.mark.parametrize("limits", range(8))
 async def test_account__answer__only_flagged_limits_exist(limits):
-    policy = "(uint80,uint80,uint32,uint40)"
-    types = [f"(uint96,uint80,uint32,uint40,uint8,{policy},uint96,uint40)"]
-    node = Answering(types, [(20_000_000 * USD, 2, 3, 4, limits, (0, 0, 60, 0), 5, 6)])
+    node = answering_account(
+        (20_000_000 * USD, 2, 3, 4, limits, (0, 0, 60, 0), 5, 6, NO_ALLOWANCE, 0, 0, 0, 0)
+    )
     view = await Vault(node, VAULT).account(PLATFORM, ACCOUNT, block="0x10")
     windowed = bool(limits & 2)
     expected = Policy(
@@ -170,7 +196,7 @@ async def test_account__answer__only_flagged_limits_exist(limits):
         window_seconds=60 if windowed else None,
         expires_at=0 if limits & 4 else None,
     )
-    assert view == AccountView(20_000_000 * USD, 2, 3, 4, limits, expected, 5, 6)
+    assert view == AccountView(20_000_000 * USD, 2, 3, 4, limits, expected, 5, 6, None, 0, None, 0, 0)
     assert asked(node) == (calldata("accountOf", PLATFORM, ACCOUNT), "0x10")
 
 

@@ -45,6 +45,32 @@ class PlatformRegistered:
 
 
 @dataclass(frozen=True, slots=True)
+class PlatformTransferStarted:
+    """A platform was offered to somebody."""
+
+    platform: int
+    owner: str
+    pending_owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformTransferred:
+    """A platform has another owner."""
+
+    platform: int
+    previous_owner: str
+    new_owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutSet:
+    """Earnings go elsewhere from now on."""
+
+    platform: int
+    payout: str
+
+
+@dataclass(frozen=True, slots=True)
 class MeterAdded:
     """A key may sign receipts and batches from now on."""
 
@@ -75,6 +101,26 @@ class Deposited:
 
 
 @dataclass(frozen=True, slots=True)
+class InboxBooked:
+    """An EIP-3009 authorization's money came in through the inbox; its `Deposited` stands beside it."""
+
+    platform: int
+    payer: str
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    """Something that is not the vault's token left a deposit address or an inbox."""
+
+    platform: int
+    source: str
+    token: str
+    to: str
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
 class PolicySet:
     """The limits of an account are these from now on."""
 
@@ -85,6 +131,20 @@ class PolicySet:
     max_per_window: int
     window_seconds: int
     expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class AllowanceSet:
+    """The owner's limit is this: what loosens binds at once, what tightens from `effective_at` on."""
+
+    platform: int
+    account: str
+    owner: str
+    label: str
+    cap: int
+    expires_at: int
+    effective_at: int
+    nonce: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +175,41 @@ class ChargeRejected:
     account: str
     id: int
     reason: Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeVoided:
+    """A charge id was used up without a charge."""
+
+    platform: int
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refunded:
+    """Credit came back from the platform's earnings."""
+
+    platform: int
+    account: str
+    id: int
+    owner: str
+    label: str
+    amount: int
+    entry: int
+
+
+@dataclass(frozen=True, slots=True)
+class Allocated:
+    """Credit went from an account the platform holds, `source`, to `account`."""
+
+    platform: int
+    source: str
+    account: str
+    owner: str
+    label: str
+    amount: int
+    source_entry: int
+    entry: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +247,18 @@ class ExitFinalized:
 
 
 @dataclass(frozen=True, slots=True)
+class ExitedWithConsent:
+    """Credit left the vault at once."""
+
+    platform: int
+    account: str
+    to: str
+    tokens: int
+    nonce: str
+    entry: int
+
+
+@dataclass(frozen=True, slots=True)
 class EarningsWithdrawn:
     """Earnings left the vault."""
 
@@ -162,16 +269,26 @@ class EarningsWithdrawn:
 
 Event = (
     PlatformRegistered
+    | PlatformTransferStarted
+    | PlatformTransferred
+    | PayoutSet
     | MeterAdded
     | MeterRetired
     | Deposited
+    | InboxBooked
+    | Rescued
     | PolicySet
+    | AllowanceSet
     | Charged
     | ExitDrawn
     | ChargeRejected
+    | ChargeVoided
+    | Refunded
+    | Allocated
     | ExitRequested
     | ExitCancelled
     | ExitFinalized
+    | ExitedWithConsent
     | EarningsWithdrawn
 )
 
@@ -208,16 +325,26 @@ _DECODERS: dict[str, Callable[[bytes], Any]] = {
 # class → solidity signature; the indexed fields come first, as they do in every event of the vault.
 SIGNATURES: dict[type[Any], str] = {
     PlatformRegistered: "PlatformRegistered(uint128,address,address,uint32,bytes32)",
+    PlatformTransferStarted: "PlatformTransferStarted(uint128,address,address)",
+    PlatformTransferred: "PlatformTransferred(uint128,address,address)",
+    PayoutSet: "PayoutSet(uint128,address)",
     MeterAdded: "MeterAdded(uint128,address)",
     MeterRetired: "MeterRetired(uint128,address,uint40)",
     Deposited: "Deposited(uint128,bytes32,address,address,bytes32,uint96,uint40)",
+    InboxBooked: "InboxBooked(uint128,address,bytes32)",
+    Rescued: "Rescued(uint128,address,address,address,uint256)",
     PolicySet: "PolicySet(uint128,bytes32,uint8,(uint80,uint80,uint32,uint40))",
+    AllowanceSet: "AllowanceSet(uint128,bytes32,address,bytes32,uint96,uint40,uint40,uint64)",
     Charged: "Charged(bytes32,uint64,uint96,uint40,bytes32)",
     ExitDrawn: "ExitDrawn(bytes32,uint64,uint96)",
     ChargeRejected: "ChargeRejected(uint128,bytes32,uint64,uint8)",
+    ChargeVoided: "ChargeVoided(uint128,uint64)",
+    Refunded: "Refunded(uint128,bytes32,uint64,address,bytes32,uint96,uint40)",
+    Allocated: "Allocated(uint128,bytes32,bytes32,address,bytes32,uint96,uint40,uint40)",
     ExitRequested: "ExitRequested(uint128,bytes32,uint96,uint96,uint40,uint40)",
     ExitCancelled: "ExitCancelled(uint128,bytes32,uint96,uint40)",
     ExitFinalized: "ExitFinalized(uint128,bytes32,address,uint256,uint96,uint40)",
+    ExitedWithConsent: "ExitedWithConsent(uint128,bytes32,address,uint256,bytes32,uint40)",
     EarningsWithdrawn: "EarningsWithdrawn(uint128,address,uint256)",
 }
 

@@ -17,7 +17,7 @@ from waterfall.chain.events import decode as decode_log
 from waterfall.chain.rpc import Rpc
 from waterfall.errors import ChainError
 from waterfall.keccak import keccak
-from waterfall.types import Charge, Policy, UsageReceipt
+from waterfall.types import Allowance, Charge, Policy, UsageReceipt
 
 LIMIT_PER_CHARGE, LIMIT_PER_WINDOW, LIMIT_EXPIRY = 1, 2, 4
 MAX_CHARGES = 1000
@@ -26,6 +26,7 @@ _UNREADABLE = (DecodingError, ValueError, TypeError, LookupError)
 """What decoding raises where a node sends something else."""
 
 _POLICY = "(uint80,uint80,uint32,uint40)"
+_ALLOWANCE = "(uint96,uint96,uint40)"
 _RECEIPT = "(uint128,bytes32,uint64,bytes32,bytes32,string,uint64,uint64,uint64,uint64,bytes32,bytes32,uint96,uint40,bool)"
 
 
@@ -176,6 +177,8 @@ class PlatformView:
     payout: str
     exit_delay: int
     earnings: int
+    pending_owner: str
+    """The zero address where the platform is not offered to anybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +202,14 @@ class AccountView:
     policy: Policy
     exit_amount: int
     exit_matures_at: int
+    allowance: Allowance | None
+    """As it binds on the chain now."""
+    allowance_spent: int
+    next_allowance: Allowance | None
+    """What binds on the chain from `allowance_changes_at` on."""
+    allowance_changes_at: int
+    """0 where no change is under way."""
+    allowance_nonce: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +233,7 @@ class Vault:
     async def platform(self, platform: int) -> PlatformView:
         """The platform; its owner is the zero address where there is none."""
         return PlatformView(
-            *await self._read("platformOf(uint128)", ("(address,address,uint32,uint96)",), platform)
+            *await self._read("platformOf(uint128)", ("(address,address,uint32,uint96,address)",), platform)
         )
 
     async def meter(self, platform: int, meter: str) -> Meter:
@@ -235,14 +246,29 @@ class Vault:
         """The account at a block ("latest", or a hex number)."""
         values = await self._read(
             "accountOf(uint128,bytes32)",
-            (f"(uint96,uint80,uint32,uint40,uint8,{_POLICY},uint96,uint40)",),
+            (
+                f"(uint96,uint80,uint32,uint40,uint8,{_POLICY},uint96,uint40,{_ALLOWANCE},uint96,uint40,uint40,uint64)",
+            ),
             platform,
             account,
             block=block,
         )
-        balance, spent, window, entries, limits, policy, exit_amount, exit_matures_at = values
+        balance, spent, window, entries, limits, policy, exit_amount, exit_matures_at, *owners = values
+        (cap, allowance_spent, expires_at), next_cap, next_expires_at, changes_at, nonce = owners
         return AccountView(
-            balance, spent, window, entries, limits, policy_of(limits, *policy), exit_amount, exit_matures_at
+            balance=balance,
+            spent_in_window=spent,
+            window=window,
+            entries=entries,
+            limits=limits,
+            policy=policy_of(limits, *policy),
+            exit_amount=exit_amount,
+            exit_matures_at=exit_matures_at,
+            allowance=allowance_of(cap, expires_at),
+            allowance_spent=allowance_spent,
+            next_allowance=allowance_of(next_cap, next_expires_at) if changes_at else None,
+            allowance_changes_at=changes_at,
+            allowance_nonce=nonce,
         )
 
     async def token(self) -> str:
@@ -304,3 +330,11 @@ def policy_of(
         window_seconds=window_seconds if windowed else None,
         expires_at=expires_at if limits & LIMIT_EXPIRY else None,
     )
+
+
+NO_CAP, NO_EXPIRY = 2**96 - 1, 2**40 - 1
+
+
+def allowance_of(cap: int, expires_at: int) -> Allowance | None:
+    """An allowance from the vault's values; None where they limit nothing."""
+    return None if (cap, expires_at) == (NO_CAP, NO_EXPIRY) else Allowance(cap=cap, expires_at=expires_at)

@@ -44,7 +44,9 @@ _LONGEST_SHOWN = 80
 """Of a receipt's id that is asked for: longer than any, so that what is cut off makes none."""
 _NOTHING_SENT = "0x" + keccak(b"").hex()
 
-CallStatus = Literal["held", "released", "lost", "free", "queued", "batched", "settled", "final", "rejected"]
+CallStatus = Literal[
+    "held", "released", "lost", "free", "queued", "batched", "settled", "final", "rejected", "voided"
+]
 
 
 class Shown(BaseModel):
@@ -91,7 +93,7 @@ class RefusalFacts(ErrorFacts):
     """Set aside for the account's running calls."""
     deposit_address: Address | None = None
     """Where to send USDC, if money is short."""
-    scope: Literal["per_charge", "per_window"] | None = None
+    scope: Literal["per_charge", "per_window", "allowance"] | None = None
     """Which limit."""
     limit: Usd | None = None
     """What it is."""
@@ -100,7 +102,7 @@ class RefusalFacts(ErrorFacts):
     next_window_at: int | None = None
     """When the next one begins, Unix seconds of block time."""
     expires_at: int | None = None
-    """Unix second from which the policy refuses everything."""
+    """Unix second from which the policy, or the owner's allowance, refuses everything."""
 
 
 class RefusalBody(Shown):
@@ -123,6 +125,17 @@ class ExitView(Shown):
 
     amount: Usd
     matures_at: int
+
+
+class AllowanceView(Shown):
+    """The owner's limit on all charges; the gateway keeps to it from the moment it is seen on the chain."""
+
+    cap: Usd
+    """The most that may be spent in all, inclusive."""
+    spent: Usd
+    """Spent of it on the chain so far."""
+    expires_at: int
+    """Unix second from which nothing may be charged."""
 
 
 class AccountView(Shown):
@@ -148,6 +161,8 @@ class AccountView(Shown):
     """On the chain."""
     wanted_policy: Policy | None
     """Asked for and not on the chain yet: both bind."""
+    allowance: AllowanceView | None
+    """The owner's own limit, if there is one."""
     exit: ExitView | None
     created_at: int
     """Unix milliseconds."""
@@ -534,6 +549,11 @@ def account_view(record: AccountRecord) -> AccountView:
         available=wallet.available,
         policy=record.policy,
         wanted_policy=record.wanted,
+        allowance=None
+        if record.allowance is None
+        else AllowanceView(
+            cap=record.allowance.cap, spent=wallet.allowance_spent, expires_at=record.allowance.expires_at
+        ),
         exit=ExitView(amount=record.exit_amount, matures_at=record.exit_matures_at)
         if record.exit_amount
         else None,

@@ -19,7 +19,7 @@ from waterfall.ledger import schema
 from waterfall.ledger.wallet import Wallet, authorise
 from waterfall.ledger.writer import Transaction
 from waterfall.metering.prices import Bound
-from waterfall.types import Policy, RateCard, SignedReceipt
+from waterfall.types import Allowance, Policy, RateCard, SignedReceipt
 
 SEQUENCE_BITS = 32
 QUEUED_AGAIN = {"state": "queued", "reason": None, "block": None, "tx_hash": None, "settled_at": None}
@@ -68,7 +68,8 @@ def now_ms() -> int:
 
 _READ_WALLET = """
 SELECT balance, pending, held, unsettled, "window", spent,
-       max_per_charge, max_per_window, window_seconds, expires_at, superseded, wanted
+       max_per_charge, max_per_window, window_seconds, expires_at,
+       allowance, allowance_spent, superseded, wanted
 FROM wallets WHERE account = ?
 """
 
@@ -97,6 +98,8 @@ def wallet_of(
     max_per_window: str | None,
     window_seconds: int | None,
     expires_at: int | None,
+    allowance: str | None,
+    allowance_spent: str,
     superseded: str | None,
     wanted: str | None,
 ) -> Wallet:
@@ -111,8 +114,12 @@ def wallet_of(
                 expires_at=expires_at,
             )
         )
-    if superseded is not None:
-        policies += [Policy.model_validate(entry["policy"]) for entry in json.loads(superseded)]
+    allowances = [] if allowance is None else [Allowance.model_validate_json(allowance)]
+    for entry in [] if superseded is None else json.loads(superseded):
+        if "policy" in entry:
+            policies.append(Policy.model_validate(entry["policy"]))
+        else:
+            allowances.append(Allowance.model_validate(entry["allowance"]))
     if wanted is not None:
         policies.append(Policy.model_validate_json(wanted))
     return Wallet(
@@ -125,6 +132,8 @@ def wallet_of(
         window=window,
         spent=int(spent),
         policies=tuple(policies),
+        allowances=tuple(allowances),
+        allowance_spent=int(allowance_spent),
     )
 
 
@@ -395,7 +404,7 @@ def recount(tx: Transaction) -> list[str]:
     A difference is a defect: the caller reports it.
     """
     held = _sums(tx, schema.holds, schema.holds.c.state == "held")
-    unsettled = _sums(tx, schema.charges, schema.charges.c.state.in_(("queued", "batched", "rejected")))
+    unsettled = _sums(tx, schema.charges, schema.charges.c.state.in_(schema.UNSETTLED))
     wallets = schema.wallets
     differing = []
     for row in tx.run(sa.select(wallets.c.account, wallets.c.held, wallets.c.unsettled)).all():

@@ -12,11 +12,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from waterfall.chain import events as chain
-from waterfall.chain.vault import policy_of
+from waterfall.chain.vault import allowance_of, policy_of
 from waterfall.ledger import schema
 from waterfall.ledger.journal import QUEUED_AGAIN, epoch_of, now_ms, recount, sequence_of
 from waterfall.ledger.writer import Transaction
-from waterfall.types import ZERO_ADDRESS, Policy
+from waterfall.money import UNITS_PER_TOKEN_BASE_UNIT
+from waterfall.types import ZERO_ADDRESS, Allowance, Policy
 
 UNKNOWN_LABEL = "0x" + "00" * 32
 """Stands for owner and label of an account of which the chain has shown a policy only, so far."""
@@ -30,6 +31,9 @@ class Block:
     hash: str
     timestamp: int
 
+
+_NAMES_AN_OWNER = chain.Deposited | chain.Refunded | chain.Allocated | chain.AllowanceSet | chain.PolicySet
+"""Events that may be an account's first; of a policy's account, the chain does not tell the owner."""
 
 Events = Sequence[tuple[chain.Position, chain.Event]]
 
@@ -48,41 +52,51 @@ class Projection:
         self._tx = tx
         self._platform = platform
         self._spendable = spendable
+        self._wallets: dict[str, dict[str, Any]] = {}
         self.mismatches: list[str] = []
         """What the chain holds against the journal: to be shown to a person."""
 
     def apply(self, block: Block, events: Events) -> None:
         """Apply one block's events, in their order."""
-        wallets: dict[str, dict[str, Any]] = {}
+        self._wallets = {}
         for position, event in events:
             if getattr(event, "platform", self._platform) != self._platform:
                 continue
-            account = getattr(event, "account", None)
-            if isinstance(event, chain.Deposited | chain.PolicySet):
+            if isinstance(event, _NAMES_AN_OWNER):
                 self._open_account(event)
-            if account is not None:
-                wallet = wallets.get(account) or self._read(account)
-                if wallet is None:  # another platform's: ours were opened by their first deposit or policy
-                    continue
-                wallets[account] = wallet
-                self._apply(block, position, event, wallet)
+            account = getattr(event, "account", None)
+            wallet = None if account is None else self._wallet(account)
+            if account is not None and wallet is None:
+                continue  # another platform's: ours were opened by the first event that concerned them
+            self._apply(block, position, event, wallet or {})
             self._keep(block, position, event)
-        for account, wallet in wallets.items():
+        for account, wallet in self._wallets.items():
             self._write(block, account, wallet)
         self._tx.run(
             schema.blocks.insert().prefix_with("OR REPLACE"),
             {"number": block.number, "hash": block.hash, "timestamp": block.timestamp},
         )
 
-    def _apply(
+    def _apply(  # noqa: C901, PLR0912 - a case for each event
         self, block: Block, position: chain.Position, event: chain.Event, wallet: dict[str, Any]
     ) -> None:
+        """Apply one event; `wallet` is its account's."""
         match event:
-            case chain.Deposited():
+            case chain.Deposited() | chain.Refunded():
                 wallet["balance"] += event.amount
                 self._raise(position, event.account, wallet, amount=event.amount)
             case chain.PolicySet():
                 self._set_policy(block, position, event, wallet)
+            case chain.Allocated():
+                source = self._known(event.source)
+                source["balance"] -= event.amount
+                source["entries"] = event.source_entry
+                wallet["balance"] += event.amount
+                self._raise(position, event.account, wallet, amount=event.amount)
+            case chain.AllowanceSet():
+                self._set_allowance(position, event, wallet)
+            case chain.ChargeVoided():
+                self._void(block, position, event)
             case chain.Charged():
                 self._charge(block, position, event, wallet)
             case chain.ExitDrawn():
@@ -101,9 +115,12 @@ class Projection:
             case chain.ExitFinalized():
                 wallet["balance"] += event.remainder
                 wallet["exit_amount"] = wallet["exit_matures_at"] = 0
+            case chain.ExitedWithConsent():
+                wallet["balance"] -= event.tokens * UNITS_PER_TOKEN_BASE_UNIT
             case _:
                 pass
-        wallet["entries"] = getattr(event, "entry", wallet["entries"])
+        if hasattr(event, "entry"):
+            wallet["entries"] = event.entry
 
     def _charge(
         self, block: Block, position: chain.Position, event: chain.Charged, wallet: dict[str, Any]
@@ -113,6 +130,8 @@ class Projection:
             window = block.timestamp // wallet["window_seconds"]
             wallet["spent"] = event.amount + (wallet["spent"] if window == wallet["window"] else 0)
             wallet["window"] = window
+        if wallet["allowance"] is not None:
+            wallet["allowance_spent"] += event.amount
         meant = self._settle(event.id, "settled", block, position)
         if meant is None:
             if epoch_of(event.id) == self._epoch():
@@ -121,13 +140,19 @@ class Projection:
                     "the database is older than the chain; run `waterfall rebuild`"
                 )
             return
-        if meant.state in {"queued", "batched", "rejected"}:
+        if meant.state in schema.UNSETTLED:
             wallet["unsettled"] -= meant.amount
         if (meant.account, meant.amount, meant.digest) != (event.account, event.amount, event.receipt_hash):
             self.mismatches.append(
                 f"charge {event.id} is on the chain as {event.amount} of {event.account} with receipt "
                 f"{event.receipt_hash}, in the journal as {meant.amount} of {meant.account} with {meant.digest}"
             )
+
+    def _void(self, block: Block, position: chain.Position, event: chain.ChargeVoided) -> None:
+        """The charge is written off: it binds no money any more."""
+        meant = self._settle(event.id, "voided", block, position, reason="written off")
+        if meant is not None and meant.state in schema.UNSETTLED:
+            self._known(meant.account)["unsettled"] -= meant.amount
 
     def _settle(
         self, id_: int, state: str, block: Block, position: chain.Position, reason: str | None = None
@@ -174,6 +199,18 @@ class Projection:
         if wallet["wanted"] is not None and Policy.model_validate_json(wallet["wanted"]) == after:
             wallet["wanted"] = None
 
+    def _set_allowance(
+        self, position: chain.Position, event: chain.AllowanceSet, wallet: dict[str, Any]
+    ) -> None:
+        """What is asked for binds here at once; what it loosens, once it is final."""
+        before = None if wallet["allowance"] is None else Allowance.model_validate_json(wallet["allowance"])
+        after = allowance_of(event.cap, event.expires_at)
+        wallet["allowance"] = None if after is None else after.model_dump_json()
+        loosens = before is not None and (
+            after is None or after.cap > before.cap or after.expires_at > before.expires_at
+        )
+        self._raise(position, event.account, wallet, superseded=before if loosens else None)
+
     def _raise(
         self,
         position: chain.Position,
@@ -181,7 +218,7 @@ class Projection:
         wallet: dict[str, Any],
         *,
         amount: int = 0,
-        superseded: Policy | None = None,
+        superseded: Policy | Allowance | None = None,
     ) -> None:
         """Something loosened the wallet: rejected charges may fit now, and it counts once it is final."""
         table = schema.charges
@@ -192,14 +229,17 @@ class Projection:
         )
         if position.block <= self._spendable or (amount == 0 and superseded is None):
             return
-        policy = None if superseded is None else superseded.model_dump_json()
+        limit = None
+        if superseded is not None:
+            kind = "policy" if isinstance(superseded, Policy) else "allowance"
+            limit = json.dumps({kind: superseded.model_dump(mode="json")})
         row = {"block": position.block, "log_index": position.log_index, "account": account}
-        self._tx.run(schema.raises.insert(), {**row, "amount": amount, "superseded": policy})
+        self._tx.run(schema.raises.insert(), {**row, "amount": amount, "superseded": limit})
         wallet |= _not_counting(self._tx, account)
 
     # ── Rows ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _open_account(self, event: chain.Deposited | chain.PolicySet) -> None:
+    def _open_account(self, event: Any) -> None:
         if isinstance(event, chain.PolicySet):
             open_account(self._tx, event.account, ZERO_ADDRESS, UNKNOWN_LABEL, label=None)
             return
@@ -207,6 +247,18 @@ class Projection:
         table = schema.accounts
         unnamed = table.c.id == event.account, table.c.label_hash == UNKNOWN_LABEL
         self._tx.run(table.update().where(*unnamed).values(owner=event.owner, label_hash=event.label))
+
+    def _wallet(self, account: str) -> dict[str, Any] | None:
+        """The account's wallet as the block has left it so far; None if it is none of this platform's."""
+        if account not in self._wallets and (found := self._read(account)) is not None:
+            self._wallets[account] = found
+        return self._wallets.get(account)
+
+    def _known(self, account: str) -> dict[str, Any]:
+        wallet = self._wallet(account)
+        if wallet is None:
+            raise LookupError(account)  # the ledger has rows of an account that it never opened
+        return wallet
 
     def _read(self, account: str) -> dict[str, Any] | None:
         table = schema.wallets
@@ -234,6 +286,8 @@ class Projection:
                 "charge_id": None if id_ is None else str(id_),
                 "amount": getattr(event, "amount", None),
                 "entry": getattr(event, "entry", None),
+                "source": event.source if isinstance(event, chain.Allocated) else None,
+                "source_entry": getattr(event, "source_entry", None),
                 "data": json.dumps({name: str(value) for name, value in asdict(event).items()}),
             },
         )
@@ -281,7 +335,7 @@ def rewind(tx: Transaction, to: int) -> None:
 
     lost = charges.c.block > to
     for row in tx.run(
-        sa.select(charges.c.account, charges.c.amount).where(lost, charges.c.state == "settled")
+        sa.select(charges.c.account, charges.c.amount).where(lost, charges.c.state.in_(("settled", "voided")))
     ).all():
         unsettled = tx.run(
             sa.select(wallets.c.unsettled).where(wallets.c.account == row.account)
@@ -290,7 +344,9 @@ def rewind(tx: Transaction, to: int) -> None:
             wallets.update().where(wallets.c.account == row.account).values(unsettled=unsettled + row.amount)
         )
     again = {**QUEUED_AGAIN, "state": "batched"}
-    tx.run(charges.update().where(lost, charges.c.state.in_(("settled", "rejected"))).values(**again))
+    tx.run(
+        charges.update().where(lost, charges.c.state.in_(("settled", "rejected", "voided"))).values(**again)
+    )
     reopened = tx.run(sa.select(slots).where(slots.c.block > to)).all()
     tx.run(slots.update().where(slots.c.block > to).values(state="open", tx_hash=None, block=None))
     orders = [int(slot.reference) for slot in reopened if slot.purpose == "policy"]
@@ -340,7 +396,7 @@ def _recount_raises(tx: Transaction, accounts: Iterable[str]) -> None:
 def _not_counting(tx: Transaction, account: str) -> dict[str, Any]:
     """`pending` and `superseded` of a wallet: what its raises say that are not final yet."""
     rows = tx.run(sa.select(schema.raises).where(schema.raises.c.account == account)).all()
-    superseded = [{"policy": json.loads(row.superseded)} for row in rows if row.superseded is not None]
+    superseded = [json.loads(row.superseded) for row in rows if row.superseded is not None]
     return {
         "pending": sum(row.amount for row in rows),
         "superseded": json.dumps(superseded) if superseded else None,

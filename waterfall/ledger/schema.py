@@ -8,7 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.types import TypeDecorator
 
-VERSION = "2"
+VERSION = "3"
+
+UNSETTLED = ("queued", "batched", "rejected")
+"""States of a charge that is owed and not on the chain."""
 
 metadata = sa.MetaData()
 
@@ -67,7 +70,9 @@ wallets = _table(
     _column("expires_at", sa.Integer, nullable=True),  # block time
     _column("window", sa.Integer, server_default="0"),
     _money("spent"),  # in window number `window`
-    _column("superseded", nullable=True),  # JSON: policies that still bind, as their loosening is not final
+    _column("allowance", nullable=True),  # JSON: the owner's, as last asked for on the chain
+    _money("allowance_spent"),  # since the owner's first allowance, while there is one
+    _column("superseded", nullable=True),  # JSON: limits that still bind, as their loosening is not final
     # Reservations: what the chain does not know yet.
     _money("held"),
     _money("unsettled"),
@@ -85,6 +90,8 @@ UNDONE = (
     "expires_at",
     "window",
     "spent",
+    "allowance",
+    "allowance_spent",
 )
 
 api_keys = _table(
@@ -145,7 +152,7 @@ charges = _table(
 sa.Index(
     "charges_unsettled",
     charges.c.sequence,
-    sqlite_where=charges.c.state.in_(("queued", "batched", "rejected")),
+    sqlite_where=charges.c.state.in_(UNSETTLED),
 )
 sa.Index("charges_settled", charges.c.block, sqlite_where=charges.c.state == "settled")
 sa.Index("charges_account", charges.c.account, charges.c.sequence)
@@ -221,9 +228,12 @@ events = _table(
     _column("charge_id", nullable=True),  # decimal
     _column("amount", Units, nullable=True),
     _column("entry", sa.Integer, nullable=True),
+    _column("source", nullable=True),  # the account that an allocation came from
+    _column("source_entry", sa.Integer, nullable=True),
     _column("data"),  # JSON
 )
 sa.Index("events_account", events.c.account, events.c.block, events.c.log_index)
+sa.Index("events_source", events.c.source, sqlite_where=events.c.source.is_not(None))
 sa.Index("events_charge", events.c.charge_id)
 
 # Wallets as they were before a block that is not final yet.
@@ -241,5 +251,5 @@ raises = _table(
     _column("log_index", sa.Integer, primary_key=True),
     _column("account"),
     _money("amount"),
-    _column("superseded", nullable=True),  # JSON of the policy before
+    _column("superseded", nullable=True),  # JSON of the policy or allowance before
 )

@@ -11,7 +11,7 @@ from waterfall.errors import AccountNotFound, ReceiptNotFound
 from waterfall.ledger import schema
 from waterfall.ledger.journal import charge_id, sequence_of, wallet_of
 from waterfall.ledger.wallet import Wallet
-from waterfall.types import Policy, RateCard, SignedReceipt, UsageReceipt
+from waterfall.types import Allowance, Policy, RateCard, SignedReceipt, UsageReceipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class AccountRecord:
     """Lines in its statement on the chain."""
     policy: Policy
     wanted: Policy | None
+    allowance: Allowance | None
     exit_amount: int
     exit_matures_at: int
     deposit_address: str
@@ -88,6 +89,8 @@ _WALLET_COLUMNS = (
     "max_per_window",
     "window_seconds",
     "expires_at",
+    "allowance",
+    "allowance_spent",
     "superseded",
     "wanted",
 )
@@ -125,6 +128,7 @@ def accounts(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> 
             entries=row["entries"],
             policy=Policy(**{name: row[name] for name in Policy.model_fields}),
             wanted=None if row["wanted"] is None else Policy.model_validate_json(row["wanted"]),
+            allowance=None if row["allowance"] is None else Allowance.model_validate_json(row["allowance"]),
             exit_amount=row["exit_amount"],
             exit_matures_at=row["exit_matures_at"],
             deposit_address=deposit_address(vault, row["id"]),
@@ -206,7 +210,7 @@ def unsettled(connection: sa.Connection, chain_id: int, vault: str, account: str
     """An account's charges that are not on the chain yet, newest first."""
     waiting = (
         schema.charges.c.account == account,
-        schema.charges.c.state.in_(("queued", "batched", "rejected")),
+        schema.charges.c.state.in_(schema.UNSETTLED),
     )
     query = _CALLS.where(*waiting).order_by(schema.holds.c.sequence.desc())
     return [_call(row, chain_id, vault) for row in connection.execute(query)]
@@ -251,7 +255,12 @@ def statement(connection: sa.Connection, account_: str, after: int, limit: int) 
     events = schema.events
     query = (
         sa.select(events)
-        .where(events.c.account == account_, events.c.entry > after)
+        .where(
+            sa.or_(
+                sa.and_(events.c.account == account_, events.c.entry > after),
+                sa.and_(events.c.source == account_, events.c.source_entry > after),
+            )
+        )
         .order_by(events.c.block, events.c.log_index)
         .limit(limit)
     )
@@ -259,8 +268,8 @@ def statement(connection: sa.Connection, account_: str, after: int, limit: int) 
     receipts = _receipt_ids(connection, [int(row.charge_id) for row in rows if row.charge_id is not None])
     return [
         StatementLine(
-            entry=row.entry,
-            event=row.name,
+            entry=row.source_entry if row.source == account_ else row.entry,
+            event="AllocatedAway" if row.source == account_ else row.name,
             amount=row.amount,
             charge_id=row.charge_id,
             receipt_id=receipts.get(int(row.charge_id)) if row.charge_id is not None else None,

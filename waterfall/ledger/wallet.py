@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from waterfall.errors import FundsHeld, InsufficientFunds, LimitExceeded, PolicyExpired
+from waterfall.errors import AllowanceExpired, FundsHeld, InsufficientFunds, LimitExceeded, PolicyExpired
 from waterfall.metering.prices import Bound
 from waterfall.money import format_usd
-from waterfall.types import Policy
+from waterfall.types import Allowance, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,10 @@ class Wallet:
     """Charged on the chain in window number `window`."""
     policies: tuple[Policy, ...]
     """All that bind: the one on the chain, one that is asked for, those whose loosening is not final."""
+    allowances: tuple[Allowance, ...] = ()
+    """The owner's, as last asked for; the vault lets what tightens bind later. And those whose loosening is not final."""
+    allowance_spent: int = 0
+    """Charged on the chain since the owner's first allowance, while there was one."""
 
     @property
     def available(self) -> int:
@@ -89,6 +93,15 @@ def authorise(wallet: Wallet, bound: Bound, block_time: int, expiry_margin: int)
                     **facts, scope=scope, limit=format_usd(limit), **_window(scope, policy, block_time)
                 )
             tokens = min(tokens, within)
+    for allowance in wallet.allowances:
+        if block_time + expiry_margin >= allowance.expires_at:
+            raise AllowanceExpired(**_facts(wallet, bound), expires_at=allowance.expires_at)
+        left = max(0, allowance.cap - wallet.allowance_spent - wallet.unsettled - wallet.held)
+        within = bound.affordable_output_tokens(left)
+        if within is None:
+            facts = _facts(wallet, bound) | {"available": format_usd(left)}
+            raise LimitExceeded(**facts, scope="allowance", limit=format_usd(allowance.cap))
+        tokens = min(tokens, within)
     return tokens, bound.amount(tokens)
 
 
