@@ -99,8 +99,10 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
 
     mapping(uint128 platform => Platform) private _platforms;
     mapping(uint128 platform => mapping(address meter => Meter)) private _meters;
+    // slither-disable-next-line uninitialized-state: written through references, which slither does not follow
     mapping(uint128 platform => mapping(bytes32 account => Account)) private _accounts;
     /// @dev One bit per charge id: word number `id >> 8`, bit `id & 0xff`.
+    // slither-disable-next-line uninitialized-state: written through references, which slither does not follow
     mapping(uint128 platform => mapping(uint256 word => uint256 bits)) private _usedIds;
     mapping(uint128 platform => mapping(uint64 id => bool)) private _refundedIds;
     /// @dev EIP-3009 authorizations whose money was credited through the platform's inbox.
@@ -200,8 +202,8 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
 
         Account storage record = _accounts[platform][account];
         AccountState state = record.state;
-        uint80 spent;
-        uint32 window;
+        uint80 spent = 0;
+        uint32 window = 0;
         if (limits & LIMIT_PER_WINDOW != 0) {
             window = _currentWindow(policy.windowSeconds);
             if (state.has(LIMIT_PER_WINDOW) && state.window() == _currentWindow(record.policy.windowSeconds))
@@ -369,7 +371,7 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         // Ids are dense: the bits of one word are kept at hand while charge follows charge in it.
         uint256 word = charges[0].id >> 8;
         uint256 bits = usedIds[word];
-        uint256 earned;
+        uint256 earned = 0;
         for (uint256 i = 0; i < charges.length; ++i) {
             Charge calldata charge = charges[i];
             uint64 id = charge.id;
@@ -552,6 +554,7 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         returns (ReceiptCheck memory check)
     {
         check.digest = _hashTypedDataV4(TypedData.hashReceipt(receipt));
+        // slither-disable-next-line unused-return: of a malformed signature, the signer is zero
         (check.signer,,) = ECDSA.tryRecoverCalldata(check.digest, signature);
         Meter storage meter = _meters[receipt.platform][check.signer];
         check.validAtIssue = _wasValid(meter, receipt.issuedAt);
@@ -580,6 +583,7 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
     function accountOf(uint128 platform, bytes32 account) external view returns (AccountView memory) {
         Account storage record = _accounts[platform][account];
         AccountState state = record.state;
+        // slither-disable-next-line uninitialized-local: zero is what it is to be without an exit
         Exit memory exit;
         if (state.has(EXIT_PENDING)) exit = record.exit;
         AllowanceChange memory next = record.allowanceChange;
@@ -748,7 +752,9 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
     /// @dev The deposit address or inbox of this salt, with its code.
     function _deployed(bytes32 salt) private returns (address source) {
         source = Clones.predictDeterministicAddress(_depositAddressImplementation, salt);
-        if (source.code.length == 0) Clones.cloneDeterministic(_depositAddressImplementation, salt);
+        if (source.code.length == 0) {
+            source = Clones.cloneDeterministic(_depositAddressImplementation, salt);
+        }
     }
 
     function _rescue(uint128 platform, bytes32 salt, address wrongToken, address to) private {
@@ -897,6 +903,7 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         view
         returns (bool)
     {
+        // slither-disable-next-line unused-return: what is wrong with a signature is told by its not being the owner's
         (address recovered, ECDSA.RecoverError problem,) = ECDSA.tryRecoverCalldata(digest, signature);
         if (problem == ECDSA.RecoverError.NoError && recovered == signer) return true;
         return SignatureChecker.isValidERC1271SignatureNowCalldata(signer, digest, signature);

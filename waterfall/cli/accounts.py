@@ -195,6 +195,10 @@ def _account(account: Any) -> Table:
         ("unsettled", f"{account['unsettled']} USD"),
         ("policy", _limits(account["policy"])),
     ]
+    if account["allowance"] is not None:
+        pairs.append(
+            ("owner's allowance", "{spent} of {cap} USD, until {expires_at}".format(**account["allowance"]))
+        )
     if account["wanted_policy"] is not None:
         pairs.append(("policy asked for", _limits(account["wanted_policy"])))
     if "transaction" in account:
@@ -220,4 +224,4 @@ def _statement(found: Any) -> Table:
 
 
 def _signed(line: Any) -> str | None:
-    return f"-{line['amount']}" if line["event"] == "Charged" else line["amount"]
+    return f"-{line['amount']}" if line["event"] in {"Charged", "AllocatedAway"} else line["amount"]
