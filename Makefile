@@ -11,10 +11,14 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 # Each test file on one of two workers: much of a test is waiting for a chain, a process, a model.
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
+# Slither cleans the folders it compiles to, so they are its own.
+SLITHER := --foundry-out-directory build/slither --filter-paths "node_modules|contracts/mocks" \
+  --exclude-informational --exclude-low --exclude-optimization --fail-medium
+
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export SOLCX_BINARY_PATH := $(CURDIR)/$(VENV)/solcx
 
-.PHONY: help setup demo test lint test-python test-contracts test-forge format artifacts lock clean
+.PHONY: help setup demo test lint test-python test-contracts test-forge analyse gas coverage format artifacts lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,7 +54,7 @@ $(VENV)/.ready: $(VENV)/.python $(VENV)/.node pyproject.toml
 demo: setup ## Run real calls through funded wallets on a local chain, and verify every receipt
 	@waterfall demo
 
-test: lint test-forge test-contracts test-python ## Run everything: linters, types, contracts, Python, whole system
+test: lint analyse test-forge test-contracts test-python ## Run everything: linters, types, contracts, Python, whole system
 
 lint: setup ## Check formatting, lint and types
 	@ruff format --check --quiet . || { ruff format --diff --quiet . | head -40; exit 1; }
@@ -60,6 +64,20 @@ lint: setup ## Check formatting, lint and types
 
 test-forge: setup ## Fuzz tests and invariants of the contracts
 	@forge test
+
+analyse: setup ## Static analysis of the contracts: no high or medium finding that is not explained beside the code
+	@mkdir -p build
+	@FOUNDRY_OUT=build/slither FOUNDRY_CACHE_PATH=build/slither-cache slither . $(SLITHER) > build/slither.log 2>&1 || { cat build/slither.log; exit 1; }
+	@# It cannot follow OpenZeppelin's transient guard; of our own code nothing may be left out.
+	@! grep "Impossible to generate IR" build/slither.log | grep -v /ReentrancyGuardTransient.sol
+	@tail -1 build/slither.log
+
+gas: setup ## Measure gas and compare it with docs/gas.json (WRITE=1 accepts what differs)
+	@ape test tests/contracts/test_gas.py -q $(if $(WRITE),--write-gas)
+
+coverage: setup ## Report which lines and branches of the contracts the forge tests reach
+	@FOUNDRY_OUT=build/coverage FOUNDRY_CACHE_PATH=build/coverage-cache forge coverage --ir-minimum --report summary \
+	  --no-match-coverage "mocks|tests"
 
 test-contracts: setup ## Ape tests of the contracts, on a local Foundry chain
 	@ape compile -v WARNING  # once, before workers that would both do it

@@ -32,6 +32,12 @@ LABEL = b"\x02" * 32
 ZERO_ADDRESS = "0x" + "00" * 20
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--write-gas", action="store_true", help="accept the measured gas as docs/gas.json and gas.md"
+    )
+
+
 @pytest.fixture(scope="session")
 def admin(accounts):
     """Issues the token."""
