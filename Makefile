@@ -38,12 +38,12 @@ $(VENV)/.python: requirements.txt $(VENV)/.tools
 	@touch $@
 
 node_modules/.ready: package-lock.json .npmrc $(VENV)/.tools
-	@echo "Installing npm packages (anvil, forge, solc, Solidity libraries) …"
+	@echo "Installing npm packages (anvil, cast, forge, solc, Solidity libraries) …"
 	@npm ci --loglevel=error --no-progress > /dev/null
 	@touch $@
 
 $(VENV)/.node: node_modules/.ready
-	@ln -sf $(CURDIR)/node_modules/@foundry-rs/*/bin/anvil $(CURDIR)/node_modules/@foundry-rs/*/bin/forge $(VENV)/bin/
+	@ln -sf $(CURDIR)/node_modules/@foundry-rs/*/bin/{anvil,cast,forge} $(VENV)/bin/
 	@mkdir -p $(VENV)/solcx && ln -sf $(CURDIR)/scripts/solc.mjs $(VENV)/solcx/solc-v0.8.37
 	@touch $@
 
