@@ -758,10 +758,10 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
     }
 
     function _rescue(uint128 platform, bytes32 salt, address wrongToken, address to) private {
-        if (wrongToken == token) revert NotRescuable(wrongToken);
+        bool native = wrongToken == address(0);
+        if (wrongToken == token || (!native && wrongToken.code.length == 0)) revert NotRescuable(wrongToken);
         _requireRecipient(to);
         address source = _deployed(salt);
-        bool native = wrongToken == address(0);
         uint256 amount = native ? source.balance : IERC20(wrongToken).balanceOf(source);
         if (amount == 0) revert ZeroAmount();
         emit Rescued(platform, source, wrongToken, to, amount);

@@ -387,7 +387,7 @@ interface ICreditVault {
     error ExceedsInbox(uint256 tokens, uint256 available);
     /// @notice Credit cannot be allocated from an account to itself.
     error SameAccount(bytes32 account);
-    /// @notice The vault's token is credited, by `sweep` or the inbox, never rescued.
+    /// @notice The vault's token is credited, by `sweep` or the inbox, never rescued; and this is it, or no contract.
     error NotRescuable(address token);
     /// @notice The account's balance is less, a pending exit not included.
     error ExceedsBalance(uint256 amount, uint256 available);
