@@ -2,8 +2,10 @@
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import wraps
@@ -12,7 +14,7 @@ from typing import Any
 
 import click
 from ape import accounts
-from ape.cli import account_option
+from ape.cli import account_option, verbosity_option
 from ape.logging import LogLevel, logger
 from eth_utils import is_checksum_address, to_checksum_address
 from web3.exceptions import TimeExhausted, TransactionNotFound, Web3Exception
@@ -95,6 +97,7 @@ def sending_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Answer a foreseen failure with one line (with --json, as JSON) and exit code 1."""
 
+    @verbosity_option(default="WARNING")  # what ape tells beside would be in the way of JSON
     @wraps(function)
     def run(*args: Any, as_json: bool, **kwargs: Any) -> None:
         try:
@@ -251,14 +254,16 @@ class Session:
 
 def _signed(account: Any, transaction: Any) -> bytes:
     """A transaction, signed: what it does was shown and agreed to, so ape need not ask again."""
-    if hasattr(account, "set_autosign"):
-        with logger.at_level(LogLevel.ERROR):  # ape warns of accounts that go on signing; this one signs once
+    signs_once = hasattr(account, "set_autosign")
+    # Ape asks for the passphrase and warns where the answer goes: that may have to be JSON.
+    with redirect_stdout(sys.stderr), logger.at_level(LogLevel.ERROR):
+        if signs_once:
             account.set_autosign(True)
-    try:
-        signed = account.sign_transaction(transaction)
-    finally:
-        if hasattr(account, "set_autosign"):
-            account.set_autosign(False)
+        try:
+            signed = account.sign_transaction(transaction)
+        finally:
+            if signs_once:
+                account.set_autosign(False)
     if signed is None:
         raise Refused(reason="It was not signed: nothing was sent")
     return bytes(signed.serialize_transaction())
