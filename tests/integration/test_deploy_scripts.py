@@ -41,6 +41,18 @@ EIGHTEEN_DECIMALS = "0x" + "18" * 20
 PAYOUT = "0x" + "aa" * 20
 ADDRESS = create2_address(FACTORY, DEFAULT_SALT, vault_init_code(TOKEN))
 ETHER = 10**18
+CUSTOM_NETWORK = """
+networks:
+  custom:
+    - name: mainnet
+      ecosystem: mychain
+      chain_id: 909090
+
+node:
+  mychain:
+    mainnet:
+      uri: {url}
+"""
 
 
 @dataclass
@@ -119,7 +131,7 @@ def chain(foreign, people):
     chain = foreign(BASE_SEPOLIA, TOKEN)
     for alias in ("deployer", "other"):
         chain.rpc("anvil_setBalance", people[alias], hex(ETHER))
-    # DUP-free: returns 18, whatever is asked.
+    # Answers 18, whatever is asked.
     chain.rpc("anvil_setCode", EIGHTEEN_DECIMALS, "0x601260005260206000f3")
     chain.rpc("evm_setIntervalMining", 1)
     return chain
@@ -334,7 +346,7 @@ def test_deploy__artifact_is_not_what_the_sources_are__is_refused(deployed, chai
         assert "(artifact_stale)" in run.stderr
 
 
-def test_deploy__unknown_chain__needs_a_token_and_the_proxy(foreign, people, ape, tmp_path):
+def test_deploy__unknown_chain__needs_a_token_and_the_proxy(foreign, people, ape, home, tmp_path):
     chain, file = foreign(NOBODY_KNOWS, OTHER_TOKEN), tmp_path / "record.json"
     chain.rpc("anvil_setBalance", people["deployer"], hex(ETHER))
     chain.rpc("anvil_setCode", FACTORY, "0x")
@@ -345,7 +357,9 @@ def test_deploy__unknown_chain__needs_a_token_and_the_proxy(foreign, people, ape
     chain.rpc("anvil_setBalance", FACTORY_SIGNER, hex(FACTORY_COST))
     chain.rpc("eth_sendRawTransaction", "0x" + FACTORY_TRANSACTION.hex())
     assert chain.code(FACTORY) == FACTORY_CODE
-    run = ape(*deploy, "--token", OTHER_TOKEN, "--confirmations", "0", "--json")
+    (home / ".ape" / "ape-config.yaml").write_text(CUSTOM_NETWORK.format(url=chain.anvil.rpc_url))
+    named = ("deploy", "--network", "mychain:mainnet", *deploy[3:], "--token", OTHER_TOKEN)
+    run = ape(*named, "--confirmations", "0", "--json")
     assert run.returncode == 0, run.stderr
     record = DeploymentRecord.read(file)
     assert (record.chain_id, record.constructor_arguments.token_) == (NOBODY_KNOWS, OTHER_TOKEN)
