@@ -204,6 +204,7 @@ def deployed(dry_run, chain, ape, people, record_file):
     snapshot = chain.rpc("evm_snapshot")
     first = ape(
         *("deploy", "--network", chain.network, "--account", "deployer", "--out", record_file, "--yes"),
+        *("--confirmations", "0"),
     )
     first_record = json.loads(record_file.read_text()) if record_file.exists() else None
     chain.rpc("evm_revert", snapshot)
@@ -425,7 +426,7 @@ def test_register__new_platform__is_what_waterfall_toml_then_names(
     assert json.loads(dry.stdout)["platform"] == str(platform), dry.stderr
     assert chain.nonces(people) == nonces
 
-    run = ape(*register, "--yes")
+    run = ape(*register, "--yes", "--confirmations", "0")
     assert run.returncode == 0, run.stderr
     found = chain.read("platform", platform)
     assert (found.owner, found.payout, found.exit_delay) == (people["deployer"], PAYOUT, 86_400)
@@ -447,7 +448,7 @@ def test_register__new_platform__is_what_waterfall_toml_then_names(
             *("--config", str(tmp_path / "waterfall.toml"), "--json"),
         ],
         env={
-            **os.environ,
+            **surroundings(home)["env"],
             "WATERFALL_KEYSTORE_PASSWORD": PASSPHRASE,
             "WATERFALL_GAS_KEY": "0x" + "07" * 32,
             "WATERFALL_LABEL_SALT": "salt",
