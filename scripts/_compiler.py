@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import posixpath
 import re
 from collections.abc import Iterator
@@ -106,7 +107,9 @@ def compile_input(given: dict[str, Any], *, fresh: bool) -> Compiled:
         metadata=contract["metadata"],
     )
     cached.parent.mkdir(parents=True, exist_ok=True)
-    cached.write_text(json.dumps(asdict(made)))
+    partial = cached.with_name(f"{key}.{os.getpid()}")
+    partial.write_text(json.dumps(asdict(made)))
+    partial.replace(cached)
     return made
 
 
