@@ -5,9 +5,17 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from waterfall import signers
+from waterfall.chain.deployment import DeploymentRecord
 from waterfall.chain.vault import MAX_CHARGES
 from waterfall.errors import SettingsError
 from waterfall.gateway.config import GatewaySettings, ModelSettings, UpstreamSettings
@@ -34,6 +42,8 @@ class ChainSettings(Frozen):
     """`[chain]`: the chain, the vault and the platform. `waterfall dev` brings its own."""
 
     rpc_url: str
+    deployment: Path | None = None
+    """A record of `ape run deploy`, in the place of chain_id, vault and deployed_block."""
     chain_id: int = Field(ge=1, strict=True)
     vault: Address
     platform: int = Field(ge=1, lt=2**128, strict=True)
@@ -49,6 +59,26 @@ class ChainSettings(Frozen):
     max_charges_per_batch: int = Field(default=500, ge=1, le=MAX_CHARGES, strict=True)
     max_fee_gwei: int = Field(default=100, ge=1, strict=True)
     """The most a transaction may offer per gas."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_deployed(cls, given: Any, info: ValidationInfo) -> Any:
+        """Take from the record what it knows; a key that says otherwise is a mistake in one of the two."""
+        if not isinstance(given, dict) or not isinstance(given.get("deployment"), str | Path):
+            return given
+        file = (info.context or {}).get("folder", Path()) / given["deployment"]
+        try:
+            record = DeploymentRecord.read(file)
+        except SettingsError as error:
+            raise ValueError(f"deployment: {error.message}") from None
+        known = {"chain_id": record.chain_id, "vault": record.address, "deployed_block": record.block}
+        for key, value in known.items():
+            if key in given and str(given[key]).lower() != str(value):
+                raise ValueError(
+                    f"{key} = {given[key]!r}, but the record {given['deployment']} says {value}: "
+                    f"leave {key} out, or correct one of the two"
+                )
+        return {**given, "deployment": file, **known}
 
 
 class KeySettings(Frozen):
@@ -101,7 +131,7 @@ def load(path: Path) -> Settings:
         SettingsError: names the file and the key.
     """
     try:
-        return Settings.model_validate(tomllib.loads(path.read_text()))
+        return Settings.model_validate(tomllib.loads(path.read_text()), context={"folder": path.parent})
     except OSError as error:
         raise SettingsError(reason=f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
