@@ -77,7 +77,8 @@ gas: setup ## Measure gas and compare it with docs/gas.json (WRITE=1 accepts wha
 
 coverage: setup ## Report which lines and branches of the contracts the forge tests reach
 	@FOUNDRY_OUT=build/coverage FOUNDRY_CACHE_PATH=build/coverage-cache forge coverage --ir-minimum --report summary \
-	  --no-match-coverage "mocks|tests"
+	  --no-match-coverage "mocks|tests" > build/coverage.log 2>&1 || { tail -40 build/coverage.log; exit 1; }
+	@sed -n '/% Lines/,$$p' build/coverage.log
 
 test-contracts: setup ## Ape tests of the contracts, on a local Foundry chain
 	@ape compile -v WARNING  # once, before workers that would both do it
