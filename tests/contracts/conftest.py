@@ -302,7 +302,7 @@ def void(vault, domain_of, platform, meter, relayer, chain):
 
     def void(*ids, platform=platform, key=meter.key, deadline=None, signature=None, sender=relayer, **kwargs):
         deadline = chain.pending_timestamp + HOUR // 2 if deadline is None else deadline
-        message = {"platform": platform, "ids": ids, "deadline": deadline}
+        message = {"platform": platform, "ids": list(ids), "deadline": deadline}
         signature = signature or sign(key, domain_of(vault), "Voiding", message)
         return vault.voidCharges(platform, ids, deadline, signature, sender=sender, **kwargs)
 

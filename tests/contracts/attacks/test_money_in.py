@@ -99,9 +99,7 @@ def test_standing_approval__named_as_payer_without_a_signature__reverts(
     "field",
     ["platform", "owner", "label", "payer", "tokens", "more", "validAfter", "validBefore", "salt"],
 )
-def test_stolen_authorization__one_argument_changed__reverts(
-    vault, authorized, hostile, rich, moves, field
-):
+def test_stolen_authorization__one_argument_changed__reverts(vault, authorized, hostile, rich, moves, field):
     change = {
         "platform": {"platform": hostile},
         "owner": {"owner": rich.address},

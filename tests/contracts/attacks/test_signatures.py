@@ -156,7 +156,7 @@ def test_signature_for_another_vault__same_platform_and_token__refused(
     document = documents()[primary]
     with moves():
         refuses(vault, primary, document, signed(primary, document, domain_of(other)))
-        refuses(vault, primary, documents(vault=other)[primary], signed(primary, document))
+        refuses(other, primary, documents(vault=other)[primary], signed(primary, document))
     assert token.balanceOf(other) == 0
     accepts(primary, document, signed(primary, document))
 
