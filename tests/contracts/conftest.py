@@ -4,10 +4,12 @@ Everything but `next_window` is session-scoped: ape reverts the chain after each
 fixtures.
 """
 
+from collections import Counter
 from contextlib import contextmanager
 
 import pytest
 from eth_account import Account
+from eth_utils import keccak, to_checksum_address
 from typed_data import settlement, sign
 
 HOUR = 3_600
@@ -30,6 +32,8 @@ NONCE = b"\x0e" * 32
 SALT = b"\x01" * 32
 LABEL = b"\x02" * 32
 ZERO_ADDRESS = "0x" + "00" * 20
+REGISTERED = keccak(text="PlatformRegistered(uint128,address,address,uint32,bytes32)")
+TRANSFER = keccak(text="Transfer(address,address,uint256)")
 
 
 def pytest_addoption(parser):
@@ -136,6 +140,12 @@ def platform(register):
     return register(SALT)
 
 
+@pytest.fixture
+def hostile(register, stranger, other_meter):
+    """A platform of the stranger's own: what is credited there, his meter can take."""
+    return register(SALT, owner=stranger, payout=stranger, meter=other_meter.address)
+
+
 @pytest.fixture(scope="session")
 def account(vault, platform, user):
     """The user's account, empty."""
@@ -188,6 +198,26 @@ def at(chain):
 
 
 @pytest.fixture(scope="session")
+def elsewhere(chain, domain_of):
+    """Another chain, with the same contracts at the same addresses: gives a vault's domain there."""
+
+    def become(chain_id):
+        chain.provider.make_request("anvil_setChainId", [chain_id])
+        chain.provider.cached_chain_id = chain_id
+
+    @contextmanager
+    def elsewhere():
+        here = chain.chain_id
+        become(here + 1)
+        try:
+            yield lambda vault: domain_of(vault) | {"chainId": here + 1}
+        finally:
+            become(here)
+
+    return elsewhere
+
+
+@pytest.fixture(scope="session")
 def isolate(chain):
     """Undoes what happens within. (Ape's `chain.isolate` swallows every exception, failed assertions too.)"""
 
@@ -200,6 +230,53 @@ def isolate(chain):
             chain.restore(snapshot)
 
     return isolate
+
+
+@pytest.fixture(scope="session")
+def money(vault, token, chain):
+    """All there is, by whose it is: tokens by holder, credit by account (what is in its exit by `("exit", account)`),
+    earnings by platform. Found by the logs, so that nobody can be left out.
+    """
+
+    def topics(contract):
+        logs = chain.provider.web3.eth.get_logs({"fromBlock": 0, "address": contract.address})
+        return [log["topics"] for log in logs]
+
+    def money():
+        logs = topics(vault)
+        platforms = {int.from_bytes(log[1], "big") for log in logs if log[0] == REGISTERED}
+        accounts = {bytes(topic) for log in logs for topic in log[1:3]}
+        holders = {topic[-20:] for name, *log in topics(token) if name == TRANSFER for topic in log}
+        found = Counter({to_checksum_address(holder): token.balanceOf(holder) for holder in holders})
+        for number in platforms:
+            found[number] = vault.platformOf(number).earnings
+            for account in accounts:
+                view = vault.accountOf(number, account)
+                found[account] += view.balance
+                found["exit", account] += view.exitAmount
+        return +found
+
+    return money
+
+
+@pytest.fixture(scope="session")
+def moves(money, vault):
+    """Whatever is done within moves just this, of all there is. What is not named must not move, and tokens back
+    all credit.
+    """
+
+    @contextmanager
+    def moves(changes=()):
+        before = money()
+        yield
+        after = money()
+        credit = sum(amount for whose, amount in after.items() if not isinstance(whose, str))
+        assert credit <= after[vault.address] * CREDIT_PER_TOKEN
+        after.subtract(before)
+        moved = {whose: amount for whose, amount in after.items() if amount}
+        assert moved == {getattr(whose, "address", whose): amount for whose, amount in dict(changes).items()}
+
+    return moves
 
 
 @pytest.fixture(scope="session")
@@ -231,7 +308,7 @@ def void(vault, domain_of, platform, meter, relayer, chain):
 
     def void(*ids, platform=platform, key=meter.key, deadline=None, signature=None, sender=relayer, **kwargs):
         deadline = chain.pending_timestamp + HOUR // 2 if deadline is None else deadline
-        message = {"platform": platform, "ids": ids, "deadline": deadline}
+        message = {"platform": platform, "ids": list(ids), "deadline": deadline}
         signature = signature or sign(key, domain_of(vault), "Voiding", message)
         return vault.voidCharges(platform, ids, deadline, signature, sender=sender, **kwargs)
 
