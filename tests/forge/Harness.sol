@@ -15,6 +15,8 @@ interface Vm {
     function sign(uint256 key, bytes32 digest) external pure returns (uint8 v, bytes32 r, bytes32 s);
     function recordLogs() external;
     function getRecordedLogs() external returns (Log[] memory);
+    function expectRevert(bytes calldata data) external;
+    function deal(address account, uint256 balance) external;
 }
 
 /// @dev In place of forge-std, of which npm has no maintained package. Forge takes a test that reverts for one

@@ -3,144 +3,38 @@ pragma solidity 0.8.37;
 
 import { CreditVault } from "../../contracts/CreditVault.sol";
 import { ICreditVault } from "../../contracts/interfaces/ICreditVault.sol";
+import { PlainToken } from "../../contracts/mocks/PlainToken.sol";
 import { TestUSDC } from "../../contracts/mocks/TestUSDC.sol";
 
-import { Harness, Vm } from "./Harness.sol";
+import { Books } from "./Books.sol";
+import { PeopleHandler } from "./PeopleHandler.sol";
 
 // Numbers drawn are cut to size all over.
 // forge-lint: disable-start(unsafe-typecast)
 
-/// @dev Calls the vault as its people would, never in a way that reverts, and keeps its own books of what
-///      went in and out. What was charged it learns from the logs, as the world does.
-contract VaultHandler is Harness {
-    struct Tenant {
-        uint128 id;
-        address owner;
-        address payout;
-        uint256 meterKey;
-        /// @dev Ghosts, credit.
-        uint256 charged;
-        uint256 withdrawn;
-    }
+/// @dev Calls the vault as its people, its platforms and their meters would. Nothing reverts, but what the books
+///      say has to.
+contract VaultHandler is PeopleHandler {
+    mapping(uint256 tenant => mapping(bytes32 nonce => bool)) private _consented;
 
-    struct Holder {
-        uint256 tenant;
-        address owner;
-        bytes32 account;
-        /// @dev Ghosts, credit.
-        uint256 deposited;
-        uint256 charged;
-        uint256 paidOut;
-        uint256 entries;
-        /// @dev Ghosts of the window limit: the window, what was spent in it, and the most that may be.
-        uint256 windowSeconds;
-        uint256 window;
-        uint256 spent;
-        uint256 ceiling;
-    }
-
-    uint256 private constant CREDIT_PER_TOKEN = 1e6;
-    /// @dev Few ids, so that they are often used again, on both sides of a word's edge.
-    uint64 public constant FIRST_ID = 192;
-    uint64 public constant IDS = 128;
-    bytes32 private constant LABEL = "label";
-    uint256 private constant PAYER_KEY = 0xFA7E;
-
-    CreditVault public immutable vault;
-    TestUSDC public immutable token;
-
-    Tenant[] private _tenants;
-    Holder[] private _holders;
-    uint256 public donated;
-    mapping(uint256 tenant => mapping(uint64 id => uint256)) public timesCharged;
-    /// @dev How often each thing happened that a batch can lead to.
-    mapping(ICreditVault.Rejection reason => uint256) public rejections;
-    uint256 public draws;
-    uint256 private _salt;
-
-    constructor() {
-        token = new TestUSDC(address(this));
-        vault = new CreditVault(address(token));
-        for (uint256 tenant = 0; tenant < 2; ++tenant) {
-            uint256 meterKey = 0xA11 + tenant;
-            address owner = address(uint160(0x1000 + tenant));
-            address payout = address(uint160(0x2000 + tenant));
-            vm.prank(owner);
-            uint128 id =
-                vault.registerPlatform("", payout, vm.addr(meterKey), uint32(1 hours + tenant * 1 days));
-            _tenants.push(Tenant(id, owner, payout, meterKey, 0, 0));
-            _open(tenant, address(0)); // held by the platform
-            _open(tenant, address(0x3001));
-            _open(tenant, address(0x3002));
-        }
-    }
-
-    // ──────────────────────────────────────────── Actions ────────────────────────────────────────────
-
-    function deposit(uint256 seed, uint256 tokens) external {
-        Holder storage holder = _holder(seed);
-        tokens = bound(tokens, 1, 1000e6);
-        token.mint(address(this), tokens);
-        token.approve(address(vault), tokens);
-        vault.deposit(_tenants[holder.tenant].id, holder.owner, LABEL, tokens);
-        _booked(holder, tokens);
-    }
-
-    function depositWithAuthorization(uint256 seed, uint256 tokens) external {
-        Holder storage holder = _holder(seed);
-        uint128 platform = _tenants[holder.tenant].id;
-        tokens = bound(tokens, 1, 1000e6);
-        address payer = vm.addr(PAYER_KEY);
-        token.mint(payer, tokens);
-        bytes32 salt = bytes32(++_salt);
-        bytes32 digest = keccak256(
-            abi.encodePacked(
-                hex"1901",
-                token.DOMAIN_SEPARATOR(),
-                keccak256(
-                    abi.encode(
-                        token.RECEIVE_WITH_AUTHORIZATION_TYPEHASH(),
-                        payer,
-                        address(vault),
-                        tokens,
-                        0,
-                        type(uint256).max,
-                        vault.depositNonce(platform, holder.owner, LABEL, salt)
-                    )
-                )
-            )
-        );
-        vault.depositWithAuthorization(
-            platform, holder.owner, LABEL, payer, tokens, 0, type(uint256).max, salt, sign(PAYER_KEY, digest)
-        );
-        _booked(holder, tokens);
-    }
-
-    function sweep(uint256 seed, uint256 tokens) external {
-        Holder storage holder = _holder(seed);
-        uint128 platform = _tenants[holder.tenant].id;
-        tokens = bound(tokens, 1, 1000e6);
-        token.mint(vault.depositAddress(platform, holder.owner, LABEL), tokens);
-        vault.sweep(platform, holder.owner, LABEL);
-        _booked(holder, tokens);
-    }
-
-    function donate(uint256 tokens) external {
-        tokens = bound(tokens, 1, 10e6);
-        token.mint(address(vault), tokens);
-        donated += tokens;
-    }
+    constructor(CreditVault vault_, TestUSDC token_, PlainToken wrongToken_)
+        Books(vault_, token_, wrongToken_)
+    { }
 
     /// @dev A batch for one platform: any of its accounts, ids that may be used, amounts around what is there.
     function settle(uint256 seed) external {
         uint256 tenant = seed % _tenants.length;
+        uint256 key = _meterKey(_tenants[tenant], seed >> 16);
+        if (key == 0) return;
         uint128 platform = _tenants[tenant].id;
         ICreditVault.Charge[] memory charges = new ICreditVault.Charge[](1 + (seed >> 8) % 8);
         for (uint256 i = 0; i < charges.length; ++i) {
             uint256 dice = uint256(keccak256(abi.encode(seed, i)));
             // Mostly an account of this platform, sometimes one of the other, where it must find nothing.
-            bytes32 account =
-                _holders[dice % 8 == 0 ? (dice >> 8) % _holders.length : tenant * 3 + (dice >> 8) % 3].account;
+            uint256 index = dice % 8 == 0
+                ? (dice >> 8) % _holders.length
+                : tenant * HOLDERS_PER_TENANT + (dice >> 8) % HOLDERS_PER_TENANT;
+            bytes32 account = _holders[index].account;
             charges[i] = ICreditVault.Charge({
                 account: account,
                 id: FIRST_ID + uint64((dice >> 16) % IDS),
@@ -148,15 +42,57 @@ contract VaultHandler is Harness {
                 receiptHash: bytes32(dice)
             });
         }
+        _settle(tenant, key, charges, _deadline(seed, 1 hours));
+    }
 
-        ICreditVault.AccountView[] memory before = _views();
-        uint40 deadline = uint40(block.timestamp + 10 minutes);
-        bytes memory signature =
-            sign(_tenants[tenant].meterKey, vault.hashSettlement(platform, charges, deadline));
-        vm.recordLogs();
-        vault.settle(platform, charges, deadline, signature);
-        _readLogs(tenant);
-        _assertMaturedExitsUntouched(before);
+    function voidCharges(uint256 seed) external logged {
+        Tenant storage tenant = _tenant(seed);
+        uint256 key = _meterKey(tenant, seed >> 16);
+        if (key == 0) return;
+        uint64[] memory ids = new uint64[](1 + (seed >> 8) % 3);
+        for (uint256 i = 0; i < ids.length; ++i) {
+            ids[i] = FIRST_ID + uint64(uint256(keccak256(abi.encode(seed, i))) % IDS);
+        }
+        uint40 deadline = _deadline(seed, 1 hours);
+        bytes memory signature = sign(key, digestOf(address(vault), voidingHash(tenant.id, ids, deadline)));
+        vault.voidCharges(tenant.id, ids, deadline, signature);
+    }
+
+    /// @dev For any id, used and refunded or not, of as much as was earned and more.
+    function refund(uint256 seed, uint256 amount) external logged {
+        Holder storage holder = _holder(seed);
+        Tenant storage tenant = _tenants[holder.tenant];
+        uint64[] storage usedIds = _usedIds[holder.tenant];
+        uint64 id = usedIds.length == 0 || seed % 4 == 0
+            ? FIRST_ID + uint64((seed >> 8) % IDS)
+            : usedIds[(seed >> 8) % usedIds.length];
+        uint256 earnings = tenant.charged - tenant.refunded - tenant.withdrawn;
+        amount = (seed >> 64) % 8 == 0 ? earnings + 1 : bound(amount, 0, earnings / 4);
+        bool used = timesCharged[holder.tenant][id] + timesVoided[holder.tenant][id] != 0;
+        bool foreseen = used && timesRefunded[holder.tenant][id] == 0 && amount != 0 && amount <= earnings;
+        bytes memory call =
+            abi.encodeCall(vault.refund, (tenant.id, id, holder.owner, holder.label, uint96(amount)));
+        if (!_attempt(tenant.owner, call, foreseen, "refund")) return;
+        timesRefunded[holder.tenant][id]++;
+        tenant.refunded += amount;
+        holder.refunded += amount;
+    }
+
+    /// @dev From a platform-held account to any of the same platform.
+    function allocate(uint256 seed, uint256 amount) external logged {
+        uint256 first = seed % _tenants.length * HOLDERS_PER_TENANT;
+        Holder storage source = _holders[first + (seed >> 8) % 2];
+        Holder storage target = _holders[first + (seed >> 16) % HOLDERS_PER_TENANT];
+        Tenant storage tenant = _tenants[source.tenant];
+        uint256 balance = _view(source).balance;
+        amount = (seed >> 64) % 8 == 0 ? balance + 1 : bound(amount, 0, balance / 2);
+        bool foreseen = source.account != target.account && amount != 0 && amount <= balance;
+        bytes memory call = abi.encodeCall(
+            vault.allocate, (tenant.id, source.label, target.owner, target.label, uint96(amount))
+        );
+        if (!_attempt(tenant.owner, call, foreseen, "allocate")) return;
+        source.given += amount;
+        target.received += amount;
     }
 
     function setPolicy(uint256 seed, uint256 dice) external {
@@ -183,138 +119,172 @@ contract VaultHandler is Harness {
         holder.ceiling = holder.spent > policy.maxPerWindow ? holder.spent : policy.maxPerWindow;
     }
 
-    function requestExit(uint256 seed, uint256 tokens) external {
+    /// @dev Now and then more than there is, or with a consent used before.
+    function exitWithConsent(uint256 seed, uint256 tokens) external logged {
         Holder storage holder = _holder(seed);
+        Tenant storage tenant = _tenants[holder.tenant];
+        uint256 key = _meterKey(tenant, seed >> 16);
+        if (key == 0) return;
         uint256 most = _view(holder).balance / CREDIT_PER_TOKEN;
-        if (most == 0) return;
-        vm.prank(_actor(holder));
-        vault.requestExit(_tenants[holder.tenant].id, holder.owner, LABEL, bound(tokens, 1, most));
-        holder.entries++;
+        tokens = (seed >> 64) % 8 == 0 ? most + 1 : bound(tokens, 1, most / 2 + 1);
+        bytes32 nonce = (seed >> 8) % 4 == 0 ? bytes32(_salt / 2) : bytes32(++_salt);
+        uint40 deadline = _deadline(seed, 10 minutes);
+        bytes32 structHash = exitConsentHash(tenant.id, holder.account, tokens, RECIPIENT, nonce, deadline);
+        bytes memory call = abi.encodeCall(
+            vault.exitWithConsent,
+            (
+                tenant.id,
+                holder.owner,
+                holder.label,
+                tokens,
+                RECIPIENT,
+                nonce,
+                deadline,
+                sign(key, digestOf(address(vault), structHash))
+            )
+        );
+        bool foreseen = !_consented[holder.tenant][nonce] && tokens <= most;
+        uint256 before = token.balanceOf(RECIPIENT);
+        if (!_attempt(_actor(holder), call, foreseen, "exitWithConsent")) return;
+        _consented[holder.tenant][nonce] = true;
+        assertEq(token.balanceOf(RECIPIENT) - before, tokens, "what was consented to is paid");
+        holder.paidOut += tokens * CREDIT_PER_TOKEN;
     }
 
-    function cancelExit(uint256 seed) external {
-        Holder storage holder = _holder(seed);
-        if (_view(holder).exitAmount == 0) return;
-        vm.prank(_actor(holder));
-        vault.cancelExit(_tenants[holder.tenant].id, holder.owner, LABEL);
-        holder.entries++;
-    }
-
-    function finalizeExit(uint256 seed, uint256 time) external {
-        Holder storage holder = _holder(seed);
-        ICreditVault.AccountView memory state = _view(holder);
-        if (state.exitAmount == 0) return;
-        if (block.timestamp < state.exitMaturesAt) {
-            vm.warp(bound(time, state.exitMaturesAt, state.exitMaturesAt + 1));
-        }
-        address to = address(0x4001);
-        uint256 before = token.balanceOf(to);
-        vm.prank(_actor(holder));
-        vault.finalizeExit(_tenants[holder.tenant].id, holder.owner, LABEL, to);
-        holder.paidOut += (token.balanceOf(to) - before) * CREDIT_PER_TOKEN;
-        holder.entries++;
+    /// @dev Any payment there was, on its way through the inbox or stranded in it, booked or not.
+    function bookInbox(uint256 seed) external logged {
+        if (_payments.length == 0) return;
+        Payment storage payment = _payments[seed % _payments.length];
+        Holder storage holder = _holders[payment.holder];
+        Tenant storage tenant = _tenants[holder.tenant];
+        uint256 key = _meterKey(tenant, seed >> 16);
+        if (key == 0) return;
+        uint40 deadline = _deadline(seed, 1 hours);
+        bytes32 structHash =
+            inboxBookingHash(tenant.id, holder.owner, payment.nonce, payment.tokens, deadline);
+        bytes memory call = abi.encodeCall(
+            vault.bookInbox,
+            (
+                tenant.id,
+                holder.owner,
+                payment.nonce,
+                payment.tokens,
+                deadline,
+                sign(key, digestOf(address(vault), structHash))
+            )
+        );
+        if (!_attempt(address(this), call, !payment.booked, "bookInbox")) return;
+        payment.booked = true;
+        tenant.inbox -= payment.tokens;
+        holder.deposited += payment.tokens * CREDIT_PER_TOKEN;
     }
 
     function withdrawEarnings(uint256 seed, uint256 tokens) external {
-        Tenant storage tenant = _tenants[seed % _tenants.length];
-        uint256 most = vault.platformOf(tenant.id).earnings / CREDIT_PER_TOKEN;
-        if (most == 0) return;
+        Tenant storage tenant = _tenant(seed);
+        uint256 most = (tenant.charged - tenant.refunded - tenant.withdrawn) / CREDIT_PER_TOKEN;
+        tokens = bound(tokens, 1, most + 1);
         uint256 before = token.balanceOf(tenant.payout);
+        bytes memory call = abi.encodeCall(vault.withdrawEarnings, (tenant.id, tokens));
+        if (!_attempt(tenant.owner, call, tokens <= most, "withdrawEarnings")) return;
+        assertEq(token.balanceOf(tenant.payout) - before, tokens, "earnings go to the payout address");
+        tenant.withdrawn += tokens * CREDIT_PER_TOKEN;
+    }
+
+    /// @dev To one of four, who may own the other platform too.
+    function transferPlatform(uint256 seed) external {
+        Tenant storage tenant = _tenant(seed);
+        address newOwner = address(uint160(0x1000 + (seed >> 8) % 4));
         vm.prank(tenant.owner);
-        vault.withdrawEarnings(tenant.id, bound(tokens, 1, most));
-        tenant.withdrawn += (token.balanceOf(tenant.payout) - before) * CREDIT_PER_TOKEN;
+        vault.transferPlatform(tenant.id, newOwner);
+        tenant.pendingOwner = newOwner;
     }
 
-    function wait(uint256 time) external {
-        vm.warp(block.timestamp + bound(time, 1, 12 hours));
+    function acceptPlatform(uint256 seed) external {
+        Tenant storage tenant = _tenant(seed);
+        address caller = tenant.pendingOwner == address(0) ? tenant.owner : tenant.pendingOwner;
+        bytes memory call = abi.encodeCall(vault.acceptPlatform, (tenant.id));
+        if (!_attempt(caller, call, tenant.pendingOwner != address(0), "acceptPlatform")) return;
+        (tenant.owner, tenant.pendingOwner) = (tenant.pendingOwner, address(0));
     }
 
-    // ──────────────────────────────────────────── Reading ────────────────────────────────────────────
-
-    function tenants() external view returns (Tenant[] memory) {
-        return _tenants;
+    function setPayout(uint256 seed) external {
+        Tenant storage tenant = _tenant(seed);
+        tenant.payout = address(uint160(0x2000 + (seed >> 8) % 4));
+        vm.prank(tenant.owner);
+        vault.setPayout(tenant.id, tenant.payout);
     }
 
-    function holders() external view returns (Holder[] memory) {
-        return _holders;
+    /// @dev One that is new, or was a meter before.
+    function addMeter(uint256 seed) external {
+        Tenant storage tenant = _tenant(seed);
+        bool again = seed % 8 < 2 && tenant.retiredKeys.length != 0;
+        uint256 key = again ? tenant.retiredKeys[seed % tenant.retiredKeys.length] : 0xA1100000000 + ++_salt;
+        bytes memory call = abi.encodeCall(vault.addMeter, (tenant.id, vm.addr(key)));
+        if (_attempt(tenant.owner, call, !again, "addMeter")) tenant.meterKeys.push(key);
     }
 
-    function selectors() external pure returns (bytes4[] memory list) {
-        list = new bytes4[](11);
+    /// @dev All but the last valid one.
+    function retireMeter(uint256 seed) external {
+        Tenant storage tenant = _tenant(seed);
+        if (tenant.meterKeys.length > 1) _retire(tenant, (seed >> 8) % tenant.meterKeys.length, seed >> 16);
+    }
+
+    function selectors() external pure virtual returns (bytes4[] memory list) {
+        list = new bytes4[](35);
         list[0] = this.deposit.selector;
         list[1] = this.depositWithAuthorization.selector;
         list[2] = this.sweep.selector;
         list[3] = this.donate.selector;
-        list[4] = this.settle.selector;
-        list[5] = this.setPolicy.selector;
-        list[6] = this.requestExit.selector;
-        list[7] = this.cancelExit.selector;
-        list[8] = this.finalizeExit.selector;
-        list[9] = this.withdrawEarnings.selector;
-        list[10] = this.wait.selector;
+        list[4] = this.depositFromInbox.selector;
+        list[5] = this.requestExit.selector;
+        list[6] = this.cancelExit.selector;
+        list[7] = this.finalizeExit.selector;
+        list[8] = this.setAllowance.selector;
+        list[9] = this.setAllowanceBySignature.selector;
+        list[10] = this.rescue.selector;
+        list[11] = this.wait.selector;
+        list[12] = this.stranger.selector;
+        list[13] = this.voidCharges.selector;
+        list[14] = this.refund.selector;
+        list[15] = this.allocate.selector;
+        list[16] = this.setPolicy.selector;
+        list[17] = this.exitWithConsent.selector;
+        list[18] = this.bookInbox.selector;
+        list[19] = this.withdrawEarnings.selector;
+        list[20] = this.transferPlatform.selector;
+        list[21] = this.acceptPlatform.selector;
+        list[22] = this.setPayout.selector;
+        list[23] = this.addMeter.selector;
+        list[24] = this.retireMeter.selector;
+        // What a platform does most.
+        for (uint256 i = 25; i < list.length; ++i) {
+            list[i] = i % 5 == 0 ? this.requestExit.selector : this.settle.selector;
+        }
     }
 
     // ──────────────────────────────────────────── Internal ───────────────────────────────────────────
 
-    function _open(uint256 tenant, address owner) private {
-        Holder storage holder = _holders.push();
-        holder.tenant = tenant;
-        holder.owner = owner;
-        holder.account = vault.accountId(_tenants[tenant].id, owner, LABEL);
+    function _settle(uint256 tenant, uint256 key, ICreditVault.Charge[] memory charges, uint40 deadline)
+        internal
+    {
+        uint128 platform = _tenants[tenant].id;
+        bytes32 structHash = settlementHash(platform, charges, deadline);
+        bytes memory signature = sign(key, digestOf(address(vault), structHash));
+        uint256 elsewhere = _tenants[1 - tenant].charged;
+        vm.recordLogs();
+        vault.settle(platform, charges, deadline, signature);
+        _readLogs();
+        assertEq(_tenants[1 - tenant].charged, elsewhere, "charged by its own platform only");
     }
 
-    function _booked(Holder storage holder, uint256 tokens) private {
-        holder.deposited += tokens * CREDIT_PER_TOKEN;
-        holder.entries++;
-    }
-
-    function _readLogs(uint256 tenant) private {
-        Vm.Log[] memory logs = vm.getRecordedLogs();
-        for (uint256 i = 0; i < logs.length; ++i) {
-            bytes32 kind = logs[i].topics[0];
-            if (kind == ICreditVault.Charged.selector) _readCharge(tenant, logs[i]);
-            else if (kind == ICreditVault.ExitDrawn.selector) draws++;
-            else rejections[abi.decode(logs[i].data, (ICreditVault.Rejection))]++;
-        }
-    }
-
-    function _readCharge(uint256 tenant, Vm.Log memory log) private {
-        (uint256 amount, uint256 entry,) = abi.decode(log.data, (uint256, uint256, bytes32));
-        Holder storage holder = _holderOf(log.topics[1]);
-        assertEq(holder.tenant, tenant, "charged by its own platform only");
-        timesCharged[tenant][uint64(uint256(log.topics[2]))]++;
-        _tenants[tenant].charged += amount;
-        holder.charged += amount;
-        assertEq(entry, ++holder.entries, "line numbers have no gap");
-        if (holder.windowSeconds == 0) return;
-
-        uint256 window = block.timestamp / holder.windowSeconds;
-        if (window != holder.window) {
-            holder.window = window;
-            holder.spent = 0;
-            holder.ceiling = _view(holder).policy.maxPerWindow;
-        }
-        holder.spent += amount;
-    }
-
-    function _assertMaturedExitsUntouched(ICreditVault.AccountView[] memory before) private view {
-        for (uint256 i = 0; i < before.length; ++i) {
-            if (block.timestamp < before[i].exitMaturesAt) continue;
-            assertEq(
-                _view(_holders[i]).exitAmount, before[i].exitAmount, "a matured exit is the owner's alone"
-            );
-        }
-    }
-
-    function _views() private view returns (ICreditVault.AccountView[] memory views) {
-        views = new ICreditVault.AccountView[](_holders.length);
-        for (uint256 i = 0; i < views.length; ++i) {
-            views[i] = _view(_holders[i]);
-        }
-    }
-
-    function _view(Holder storage holder) private view returns (ICreditVault.AccountView memory) {
-        return vault.accountOf(_tenants[holder.tenant].id, holder.account);
+    function _retire(Tenant storage tenant, uint256 index, uint256 seed) internal {
+        uint256 key = tenant.meterKeys[index];
+        tenant.meterKeys[index] = tenant.meterKeys[tenant.meterKeys.length - 1];
+        tenant.meterKeys.pop();
+        tenant.retiredKeys.push(key);
+        uint40 compromisedSince = seed % 2 == 0 ? 0 : uint40(block.timestamp);
+        vm.prank(tenant.owner);
+        vault.retireMeter(tenant.id, vm.addr(key), compromisedSince);
     }
 
     function _amount(uint256 dice, ICreditVault.AccountView memory state) private pure returns (uint96) {
@@ -324,19 +294,5 @@ contract VaultHandler is Harness {
         if (dice % 16 == 2) return uint96(available);
         if (dice % 16 == 3) return uint96(available + 1);
         return uint96(bound(dice >> 8, 1, available / 3 + 1));
-    }
-
-    function _actor(Holder storage holder) private view returns (address) {
-        return holder.owner == address(0) ? _tenants[holder.tenant].owner : holder.owner;
-    }
-
-    function _holder(uint256 seed) private view returns (Holder storage) {
-        return _holders[seed % _holders.length];
-    }
-
-    function _holderOf(bytes32 account) private view returns (Holder storage) {
-        uint256 i = 0;
-        while (_holders[i].account != account) ++i;
-        return _holders[i];
     }
 }
