@@ -14,7 +14,7 @@ contract RefusingWallet is IERC1271 {
         _reverts = reverts;
     }
 
-    fallback() external payable {
+    fallback() external {
         revert Refused();
     }
 

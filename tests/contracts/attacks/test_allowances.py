@@ -15,7 +15,7 @@ from conftest import (
     ZERO_ADDRESS,
 )
 from reverts import reverts
-from typed_data import Charge
+from typed_data import Charge, settlement, sign
 
 TOKENS = TOKENS_PER_USD
 
@@ -108,19 +108,21 @@ def test_dodge__a_tightening_renewed_again_and_again__each_waits_the_whole_delay
         settle(Charge(account, 1, 95 * CENT))
 
 
-def test_dodge__exit_and_allowance_of_a_platform_with_the_shortest_delay__an_hour_to_settle(
-    vault, register, user, mint, settle, at, now, moves
+def test_dodge__by_the_shortest_delay_there_is__a_batch_signed_before_still_settles(
+    vault, register, user, domain_of, meter, fund, settle, at, now, moves
 ):
+    """The delay is never shorter than a batch's deadline may be far."""
     platform = register(b"\x0c" * 32, exit_delay=HOUR)
-    mint(user, TOKENS)
-    vault.deposit(platform, user, LABEL, TOKENS, sender=user)
-    account = vault.accountId(platform, user, LABEL)
-    changed_at = now() + 10
-    at(changed_at)
+    account = fund(TOKENS, platform=platform)
+    deadline = now() + HOUR
+    charges = (Charge(account, 1, 60 * CENT),)
+    batch = sign(meter.key, domain_of(vault), "Settlement", settlement(platform, charges, deadline))
+    at(now() + 1)
     vault.setAllowance(platform, user, LABEL, 0, 0, sender=user)
-    at(changed_at + HOUR - 1)
-    with moves({account: -USD, platform: USD}):
-        settle(Charge(account, 1, USD), platform=platform)
+    vault.requestExit(platform, user, LABEL, TOKENS, sender=user)
+    at(deadline)
+    with moves({("exit", account): -60 * CENT, platform: 60 * CENT}):
+        settle(*charges, platform=platform, deadline=deadline, signature=batch)
 
 
 # ── Signatures ──

@@ -332,6 +332,22 @@ def test_backlog__held_back_beyond_an_expiry__refused(
     assert not vault.isSettled(platform, 1)
 
 
+@pytest.mark.parametrize(
+    "limit",
+    [{"per_charge": 0}, {"per_window": (0, HOUR)}, {"expires_at": 0}],
+    ids=lambda limit: next(iter(limit)),
+)
+def test_policy_of_zero__charged__nothing(vault, platform, fund, set_policy, settle, moves, charged, limit):
+    """A limit is one by its flag: 0 must not be read as none."""
+    account = fund(TOKENS)
+    with moves():
+        set_policy(account, **limit)
+        tx = settle(Charge(account, 1, 1), Charge(account, 2, USD))
+    made, refused = charged(tx)
+    assert (made, [id_ for id_, _ in refused]) == ([], [1, 2])
+    assert vault.available(platform, account) == 0
+
+
 def test_batch__signed_for_longer_than_an_hour__waits(vault, fund, signed, relayer, now, moves):
     """A compromised meter signs ahead, to charge after it is noticed."""
     batch = signed(Charge(fund(TOKENS), 1, CENT), deadline=now() + DAY)
