@@ -125,10 +125,6 @@ abstract contract Books is Signing {
         return _holders;
     }
 
-    function actorOf(uint256 holder) external view returns (address) {
-        return _actor(_holders[holder]);
-    }
-
     // ──────────────────────────────────────────── Internal ───────────────────────────────────────────
 
     function _open(uint256 tenant, uint256 key, bytes32 label) private {

@@ -8,6 +8,9 @@ import { TestUSDC } from "../../contracts/mocks/TestUSDC.sol";
 import { Harness } from "./Harness.sol";
 import { MeterThief } from "./MeterThief.sol";
 
+// Small numbers fit their types.
+// forge-lint: disable-start(unsafe-typecast)
+
 /// @dev Whoever holds a meter's key can charge what policies and allowances leave, for the platform's own gain,
 ///      and say whose the money in the inbox is. It reaches nothing else.
 contract CompromisedMeterInvariants is Harness {

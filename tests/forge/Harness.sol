@@ -16,7 +16,6 @@ interface Vm {
     function recordLogs() external;
     function getRecordedLogs() external returns (Log[] memory);
     function expectRevert(bytes calldata data) external;
-    function deal(address account, uint256 balance) external;
 }
 
 /// @dev In place of forge-std, of which npm has no maintained package. Forge takes a test that reverts for one
