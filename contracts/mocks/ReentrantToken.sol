@@ -29,6 +29,19 @@ contract ReentrantToken is PlainToken(6) {
         _transfer(from, to, value);
     }
 
+    /// @dev As above.
+    function transferWithAuthorization(
+        address from,
+        address to,
+        uint256 value,
+        uint256,
+        uint256,
+        bytes32,
+        bytes calldata
+    ) external {
+        _transfer(from, to, value);
+    }
+
     function _update(address from, address to, uint256 value) internal override {
         super._update(from, to, value);
         if (_target == address(0)) return;

@@ -28,6 +28,7 @@ ZERO_AMOUNT, BALANCE, MAX_PER_CHARGE, MAX_PER_WINDOW, POLICY_EXPIRED, ALLOWANCE_
 NO_CAP, NO_EXPIRY = 2**96 - 1, 2**40 - 1  # an allowance of both is none
 MINUTE = 60
 NONCE = b"\x0e" * 32
+CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 SALT = b"\x01" * 32
 LABEL = b"\x02" * 32
@@ -87,6 +88,37 @@ def meter():
 @pytest.fixture(scope="session")
 def other_meter():
     return Account.from_key("0x" + "b2" * 32)
+
+
+@pytest.fixture(scope="session")
+def malformed(vault):
+    """What a meter's good signature can be turned into, and what each reverts with."""
+
+    def malformed(signature):
+        r, s, v = signature[:32], int.from_bytes(signature[32:64], "big"), signature[64]
+        high = (CURVE_ORDER - s).to_bytes(32, "big")
+        return [
+            (r + high + bytes([55 - v]), vault.ECDSAInvalidSignatureS, {"s": high}),
+            (b"", vault.ECDSAInvalidSignatureLength, {"length": 0}),
+            (signature[:64], vault.ECDSAInvalidSignatureLength, {"length": 64}),
+            (signature + b"\x00", vault.ECDSAInvalidSignatureLength, {"length": 66}),
+            (bytes(65), vault.ECDSAInvalidSignature, {}),
+            (bytes(64) + b"\x1b", vault.ECDSAInvalidSignature, {}),
+            (signature[:64] + bytes([v - 27]), vault.ECDSAInvalidSignature, {}),
+        ]
+
+    return malformed
+
+
+@pytest.fixture(scope="session")
+def hand_over(vault, platform, operator):
+    """Makes somebody else the owner of the platform."""
+
+    def hand_over(to):
+        vault.transferPlatform(platform, to, sender=operator)
+        vault.acceptPlatform(platform, sender=to)
+
+    return hand_over
 
 
 @pytest.fixture(scope="session")
