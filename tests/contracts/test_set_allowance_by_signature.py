@@ -1,9 +1,8 @@
 import pytest
-from conftest import CENT, DAY, LABEL, NO_CAP, NO_EXPIRY, SALT, USD, ZERO_ADDRESS
+from conftest import CENT, CURVE_ORDER, DAY, LABEL, NO_CAP, NO_EXPIRY, SALT, USD, ZERO_ADDRESS
 from reverts import reverts
 from typed_data import Charge
 
-CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 NAMES = ["platform", "owner", "label", "cap", "expires_at", "nonce", "deadline", "signature"]
 
 

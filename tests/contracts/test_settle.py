@@ -1,6 +1,6 @@
 import ape
 import pytest
-from conftest import BALANCE, CENT, HOUR, SALT, USD, ZERO_AMOUNT
+from conftest import BALANCE, CENT, CURVE_ORDER, HOUR, SALT, USD, ZERO_AMOUNT
 from eth_abi import encode
 from eth_account.messages import encode_typed_data
 from eth_utils import keccak
@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from reverts import reverts
 from settings import few
 from typed_data import Charge, settlement, sign
-
-CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 
 @pytest.fixture

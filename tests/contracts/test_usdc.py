@@ -1,14 +1,13 @@
 """TestUSDC behaves like Circle's FiatTokenV2_2."""
 
 import pytest
-from conftest import HOUR, ZERO_ADDRESS
+from conftest import CURVE_ORDER, HOUR, ZERO_ADDRESS
 from eth_account import Account
 from reverts import reverts
 from typed_data import sign
 
 NONCE = b"\x11" * 32
 BEFORE = 2**40
-CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 
 def split(signature):

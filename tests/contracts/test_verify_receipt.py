@@ -1,12 +1,11 @@
 import pytest
-from conftest import CENT, ZERO_ADDRESS
+from conftest import CENT, CURVE_ORDER, ZERO_ADDRESS
 from eth_utils import keccak
 from hypothesis import given
 from hypothesis import strategies as st
 from settings import few
 from typed_data import TYPES, Charge, digest, sign
 
-CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 VALUES = {
     "uint128": st.integers(0, 2**128 - 1),
     "uint96": st.integers(0, 2**96 - 1),

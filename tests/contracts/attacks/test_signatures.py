@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import CENT, DAY, HOUR, LABEL, MINUTE, NONCE, SALT, TOKENS_PER_USD, ZERO_ADDRESS
+from conftest import CENT, CURVE_ORDER, DAY, HOUR, LABEL, MINUTE, NONCE, SALT, TOKENS_PER_USD, ZERO_ADDRESS
 from reverts import reverts
 from typed_data import Charge, settlement, sign
 
-CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 TYPES = ["Settlement", "Voiding", "InboxBooking", "ExitConsent", "AllowanceChange", "UsageReceipt"]
 EVERYONES = b"\x0d" * 32
 
