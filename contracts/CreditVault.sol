@@ -21,7 +21,7 @@ import { TypedData } from "./libraries/TypedData.sol";
 /// @notice See ICreditVault.
 /// @dev Invariant: token balance × CREDIT_PER_TOKEN ≥ Σ balances + Σ exits + Σ earnings. Only `_credit`
 ///      raises the right side, by what it measured, and only while the left side fits uint96: therefore no
-///      sum of credit can overflow anywhere.
+///      sum of credit can overflow anywhere, if the token's balances do not shrink by themselves.
 contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
 
@@ -967,7 +967,7 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         if (!_isValid(_meters[platform][meter])) revert NotAMeter(platform, meter);
     }
 
-    /// @dev The three that could never send the tokens on.
+    /// @dev Three that could never send the tokens on, and that somebody may name by mistake.
     function _requireRecipient(address to) private view {
         if (to == address(0) || to == address(this) || to == token) revert BadRecipient(to);
     }

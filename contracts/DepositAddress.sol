@@ -30,7 +30,7 @@ contract DepositAddress {
         token.safeTransfer(to, amount);
     }
 
-    /// @notice Sends the chain's own coin, which can only have come before the code, to `to`. Vault only.
+    /// @notice Sends the chain's own coin, which is not taken any more once the code is here, to `to`. Vault only.
     /// @param amount wei
     function sendNative(address payable to, uint256 amount) external onlyVault {
         Address.sendValue(to, amount);

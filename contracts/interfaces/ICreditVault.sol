@@ -7,18 +7,28 @@ pragma solidity 0.8.37;
 /// @dev Units. *Credit*: 1 USD = 10**12 units, so that one token of a cheap model has an exact price.
 ///      *Token*: base units of the 6-decimal token; 1 token base unit = 10**6 credit units.
 ///      Amounts are credit unless a name says `tokens`. Times are Unix seconds of block time.
-///      There is no global owner, no proxy and no pause: nobody but the roles below has any power.
+///      There is no global owner, no proxy and no pause: nobody but the roles below, and the token's issuer over
+///      the token, has any power.
+///      What is signed is EIP-712, in the domain ("Waterfall CreditVault", "1", chain id, this vault); see
+///      `eip712Domain()` (EIP-5267).
 ///
 ///      - *Platform owner*: sets spend policies, names and retires meters, withdraws the platform's earnings to
 ///        the payout address it sets, refunds from earnings, allocates credit of the accounts the platform holds,
-///        and hands the platform over in two steps. It reaches no credit of a user's account but by a meter.
+///        rescues other tokens from the platform's inbox, and hands the platform over in two steps. It reaches a user's credit only by a meter, but it can add one
+///        of its own and lift any policy at once: what it cannot get at is what an allowance that binds protects,
+///        and matured exits.
 ///      - *Meter* (a plain key of the platform): signs receipts and batches of charges, and so can move credit of
-///        the platform's accounts into the platform's own earnings, within policies and allowances, and nowhere
-///        else. It also voids charge ids, consents to exits, and says whose the money in the platform's inbox is.
+///        the platform's accounts into the platform's own earnings, within policies and allowances. It also voids
+///        charge ids, lets an account's owner take credit out at once, and says whose the money in the platform's
+///        inbox is: by the last two, a stolen meter's key can take payments to the inbox, and nothing else.
+///        What moves money is checked when it is submitted: from a meter's retirement on, nothing it ever signed
+///        is accepted. Receipts are judged by their `issuedAt`.
 ///      - *Account owner*: limits what can be charged by an allowance, takes unspent credit out after the
 ///        platform's exit delay, rescues other tokens from its deposit address. Accounts whose owner is
-///        `address(0)` are held by the platform: its *current* owner acts for them.
-///      - *Anybody*: deposits into any account, sweeps deposit addresses, and submits what others have signed.
+///        `address(0)` are held by the platform: its *current* owner is meant wherever "account owner" stands. An
+///        account's owner cannot be changed.
+///      - *Anybody*: registers platforms, deposits into any account, sweeps deposit addresses, and submits what
+///        others have signed.
 interface ICreditVault {
     // ───────────────────────────────────────────── Types ─────────────────────────────────────────────
 
@@ -39,7 +49,8 @@ interface ICreditVault {
     struct Allowance {
         /// @dev Largest `spent` there may be, credit, inclusive; not what is left.
         uint96 cap;
-        /// @dev Credit charged while an allowance existed, since the account's first one. It only grows.
+        /// @dev Credit charged while an allowance was set, from the block of the first `AllowanceSet` on, before it
+        ///      binds. It only grows: a removal keeps it, a refund does not lower it.
         uint96 spent;
         /// @dev First second at which nothing may be charged any more (exclusive).
         uint40 expiresAt;
@@ -127,7 +138,8 @@ interface ICreditVault {
         uint80 spentInWindow;
         /// @dev Block time / windowSeconds at the last charge or change of policy; of no meaning without a window.
         uint32 window;
-        /// @dev Lines in the account's statement so far; each money event carries its line number from 1 on.
+        /// @dev Lines in the account's statement so far; each event with an `entry` is one, from 1 on. An
+        ///      `ExitDrawn` is none: it belongs to the `Charged` after it.
         uint40 entries;
         /// @dev LIMIT_* bits.
         uint8 limits;
@@ -244,7 +256,8 @@ interface ICreditVault {
     /// @notice The balance being short of a charge, `amount` went back to it from the pending exit. The charge's
     ///         own `Charged` follows, with its whole amount. An exit drawn to zero is over.
     event ExitDrawn(bytes32 indexed account, uint64 indexed id, uint96 amount);
-    /// @notice The charge was left out and its id left unused; the rest of the batch is settled.
+    /// @notice The charge was left out and its id left unused; the rest of the batch is settled. Not for good: whoever
+    ///         submits the batch again before its deadline may have the charge made, or this emitted again.
     event ChargeRejected(
         uint128 indexed platform, bytes32 indexed account, uint64 indexed id, Rejection reason
     );
@@ -331,9 +344,9 @@ interface ICreditVault {
 
     // ──────────────────────────────────────────── Errors ─────────────────────────────────────────────
 
-    // Each carries both sides of its comparison; amounts are credit unless named `tokens`.
+    // Those of a comparison carry both of its sides; amounts are credit unless named `tokens`.
 
-    /// @notice An address that may not be zero is.
+    /// @notice An owner, meter or payer is zero. (A recipient that is: BadRecipient.)
     error ZeroAddress();
     /// @notice Nothing would move.
     error ZeroAmount();
@@ -375,7 +388,7 @@ interface ICreditVault {
     error BatchTooLarge(uint256 length, uint256 max);
     /// @notice The last second of what was signed was before this block.
     error DeadlinePassed(uint256 deadline, uint256 timestamp);
-    /// @notice The last second of what a meter signs may be `max` at most.
+    /// @notice The last second of what a meter signs may be `max` at most: block time and MAX_DEADLINE, or MAX_CONSENT.
     error DeadlineTooFar(uint256 deadline, uint256 max);
     /// @notice The charge id is neither charged nor voided.
     error IdNotUsed(uint128 platform, uint64 id);
@@ -387,11 +400,11 @@ interface ICreditVault {
     error ExceedsInbox(uint256 tokens, uint256 available);
     /// @notice Credit cannot be allocated from an account to itself.
     error SameAccount(bytes32 account);
-    /// @notice The vault's token is credited, by `sweep` or the inbox, never rescued; and this is it, or no contract.
+    /// @notice Either the vault's own token, which is credited by `sweep` or the inbox, or no contract.
     error NotRescuable(address token);
     /// @notice The account's balance is less, a pending exit not included.
     error ExceedsBalance(uint256 amount, uint256 available);
-    /// @notice The platform has earned less than that and not withdrawn it.
+    /// @notice The platform's earnings not yet withdrawn are less.
     error ExceedsEarnings(uint256 amount, uint256 available);
     /// @notice A consent with this nonce was used before.
     error ConsentUsed(uint128 platform, bytes32 nonce);
@@ -406,7 +419,7 @@ interface ICreditVault {
 
     /// @notice Registers the caller as owner of a new platform.
     /// @param salt tells one registrant's platforms apart
-    /// @param payout where earnings go; not zero, the vault or the token
+    /// @param payout where earnings go; none of: zero, the vault, the token
     /// @param meter first key that may sign receipts and batches; not zero
     /// @param exitDelay seconds, fixed for life: MIN_EXIT_DELAY to MAX_EXIT_DELAY, inclusive
     /// @return platform derived from caller and salt, so the number can never be someone else's
@@ -415,21 +428,23 @@ interface ICreditVault {
         returns (uint128 platform);
 
     /// @notice Offers the platform to `newOwner`, in the place of any offer before. Platform owner only. The owner
-    ///         takes an offer back by one to itself.
+    ///         takes an offer back by one to itself, and is then the pending owner.
     /// @param newOwner not zero
     function transferPlatform(uint128 platform, address newOwner) external;
 
-    /// @notice Takes over a platform offered to the caller, with its earnings and every account it holds.
+    /// @notice Takes over a platform offered to the caller, with its earnings and every account it holds. Meters,
+    ///         payout and policies stay as they are: retire meters that are not yours, and set the payout.
     function acceptPlatform(uint128 platform) external;
 
     /// @notice Sets where earnings go. Platform owner only.
-    /// @param payout not zero, the vault or the token
+    /// @param payout none of: zero, the vault, the token
     function setPayout(uint128 platform, address payout) external;
 
     /// @notice Adds a meter. Platform owner only. A key that was ever a meter of the platform is refused.
     function addMeter(uint128 platform, address meter) external;
 
-    /// @notice Retires a meter at once. Platform owner only. Receipts it signed before stay verifiable.
+    /// @notice Retires a meter at once, for ever; the last one too. Platform owner only. Receipts it signed before
+    ///         stay verifiable, and settled charges stand.
     /// @param compromisedSince 0, or a second from the meter's addition to now (inclusive) since when its
     ///        signatures are void
     function retireMeter(uint128 platform, address meter, uint40 compromisedSince) external;
@@ -437,7 +452,8 @@ interface ICreditVault {
     /// @notice Sets which limits bind an account of the platform. Platform owner only. Takes effect at once.
     /// @dev What was spent in the current window stays counted; when the window's length changes, it counts
     ///      in full against the new current window. Removing the window limit forgets it.
-    /// @param limits LIMIT_* bits of the limits that exist; 0 removes all. A flagged limit of 0 refuses.
+    /// @param limits LIMIT_* bits of the limits that exist; 0 removes all. With a flagged limit of 0, every charge
+    ///        is refused.
     /// @param policy values; those without their flag must be zero
     function setPolicy(uint128 platform, bytes32 account, uint8 limits, Policy calldata policy) external;
 
@@ -509,7 +525,7 @@ interface ICreditVault {
     ///      the token's `authorizationState` is no proof, as a cancelled authorization has it too.
     /// @param platform a registered one
     /// @param payer not zero
-    /// @param nonce the authorization's; credited once for each payer
+    /// @param nonce the authorization's; credited once for each payer and platform, here or by `depositFromInbox`
     /// @param tokens token base units, of those in the inbox
     /// @param deadline last second at which it may be booked (inclusive), at most MAX_DEADLINE ahead
     /// @param meterSignature 65 bytes r ‖ s ‖ v, low s, over
@@ -526,7 +542,7 @@ interface ICreditVault {
     /// @notice Sends what was sent by mistake to an account's deposit address on. Account owner only.
     /// @param wrongToken any but the vault's; address(0): the chain's own coin, which an address takes until its
     ///        first `sweep` or rescue puts code there
-    /// @param to not zero, the vault or its token
+    /// @param to none of: zero, the vault, its token
     function rescue(uint128 platform, address owner, bytes32 label, address wrongToken, address to) external;
 
     /// @notice Sends what was sent by mistake to the platform's inbox on, as `rescue` does. Platform owner only.
@@ -538,7 +554,8 @@ interface ICreditVault {
     /// @dev What loosens binds at once. What tightens binds after the platform's exit delay, so that what the
     ///      platform has delivered by now can still be charged: the first allowance, a lower cap, an earlier
     ///      expiry. A change replaces the one under way, and its delay begins anew.
-    ///      Both maxima limit nothing: they remove the allowance, at once.
+    ///      Both maxima limit nothing: they remove the allowance, at once. Refunds, allocations and exits are no
+    ///      charges: neither allowance nor policy applies to them.
     /// @param cap largest sum of all charges there may be, credit, inclusive, counted from the first allowance
     ///        on; 0 refuses all
     /// @param expiresAt first second at which nothing may be charged any more (exclusive)
@@ -547,10 +564,10 @@ interface ICreditVault {
 
     /// @notice `setAllowance` by the account owner's signature; anyone may submit.
     /// @param nonce `allowanceNonce` of the account: any change voids all signatures made before it
-    /// @param deadline last second at which it may be submitted (inclusive)
-    /// @param signature the owner's, 65 bytes r ‖ s ‖ v with low s, or else what the owner accepts by ERC-1271,
-    ///        over `AllowanceChange(uint128 platform,bytes32 account,uint96 cap,uint40 expiresAt,uint64 nonce,
-    ///        uint40 deadline)`
+    /// @param deadline last second at which it may be submitted (inclusive); as far ahead as the owner likes
+    /// @param signature the owner's (of a platform-held account, its platform's owner's at submission), 65 bytes r ‖ s ‖ v with low s, or else what the owner accepts by ERC-1271,
+    ///        over
+    ///        `AllowanceChange(uint128 platform,bytes32 account,uint96 cap,uint40 expiresAt,uint64 nonce,uint40 deadline)`
     function setAllowanceBySignature(
         uint128 platform,
         address owner,
@@ -595,8 +612,8 @@ interface ICreditVault {
 
     /// @notice Gives credit back from the platform's earnings. Platform owner only, once for a charge id.
     /// @dev The vault keeps no amounts and accounts of charges: that it is what the id charged, to whom, is for
-    ///      the logs to show.
-    /// @param id a used one
+    ///      the logs to show. What was spent in a window or of an allowance stays spent.
+    /// @param id a used one, charged or voided; even a part of it can be refunded once only
     /// @param owner of the account that gets it
     /// @param label which of the owner's accounts
     /// @param amount credit
@@ -617,25 +634,26 @@ interface ICreditVault {
     // ─────────────────────────────────────────── Money out ───────────────────────────────────────────
 
     /// @notice Starts taking credit out, or adds to it: the timer restarts for the whole, matured or not.
-    ///         Account owner only (for platform-held accounts: the platform's owner).
+    ///         Account owner only.
     /// @param tokens token base units
     function requestExit(uint128 platform, address owner, bytes32 label, uint256 tokens) external;
 
     /// @notice Returns the whole pending or matured exit to the balance. Account owner only.
     function cancelExit(uint128 platform, address owner, bytes32 label) external;
 
-    /// @notice Sends a matured exit to `to`. Account owner only. Nothing can stop it but the token itself.
-    /// @param to not zero, the vault or the token
+    /// @notice Sends a matured exit to `to`. Account owner only. Nothing can stop it but the token itself. Credit
+    ///         below one token base unit goes back to the balance.
+    /// @param to none of: zero, the vault, the token
     function finalizeExit(uint128 platform, address owner, bytes32 label, address to) external;
 
     /// @notice Sends credit of the balance to `to` at once, as a meter has consented. Account owner only. A pending
     ///         exit stays as it is.
     /// @param tokens token base units
-    /// @param to not zero, the vault or the token
+    /// @param to none of: zero, the vault, the token
     /// @param nonce the consent's; used once on the platform
     /// @param deadline last second of the consent (inclusive), at most MAX_CONSENT ahead
-    /// @param meterSignature 65 bytes r ‖ s ‖ v, low s, over `ExitConsent(uint128 platform,bytes32 account,
-    ///        uint256 tokens,address to,bytes32 nonce,uint40 deadline)`
+    /// @param meterSignature 65 bytes r ‖ s ‖ v, low s, over
+    ///        `ExitConsent(uint128 platform,bytes32 account,uint256 tokens,address to,bytes32 nonce,uint40 deadline)`
     function exitWithConsent(
         uint128 platform,
         address owner,
@@ -661,7 +679,8 @@ interface ICreditVault {
         returns (ReceiptCheck memory);
 
     /// @notice EIP-712 digest that a meter signs for a batch:
-    ///         `Settlement(uint128 platform,Charge[] charges,uint40 deadline)`.
+    ///         `Settlement(uint128 platform,Charge[] charges,uint40 deadline)` followed by
+    ///         `Charge(bytes32 account,uint64 id,uint96 amount,bytes32 receiptHash)`.
     function hashSettlement(uint128 platform, Charge[] calldata charges, uint40 deadline)
         external
         view
@@ -671,7 +690,8 @@ interface ICreditVault {
     function platformOf(uint128 platform) external view returns (PlatformView memory);
     /// @notice Since when, and until when, a key may sign for a platform; all zero if it never could.
     function meterOf(uint128 platform, address meter) external view returns (Meter memory);
-    /// @notice An account as it stands; all zero if nothing ever happened to it.
+    /// @notice An account as it stands. If nothing ever happened to it, all is zero but `allowance`, which limits
+    ///         nothing.
     /// @param account as `accountId` derives it
     function accountOf(uint128 platform, bytes32 account) external view returns (AccountView memory);
 
