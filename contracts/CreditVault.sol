@@ -55,6 +55,8 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
     struct Exit {
         uint96 amount;
         uint40 maturesAt;
+        /// @dev Kept whether an exit is pending or not.
+        uint40 consentsFrom;
     }
 
     /// @inheritdoc ICreditVault
@@ -303,7 +305,10 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         address source = _deployed(_inboxSalt(platform));
         uint256 held = IERC20(token).balanceOf(source);
         if (tokens > held) revert ExceedsInbox(tokens, held);
-        return _creditFrom(source, platform, payer, bytes32(0), payer, tokens);
+        account = _creditFrom(source, platform, payer, bytes32(0), payer, tokens);
+        // The meter alone says whose this is: until its owner could have seen it, the meter alone cannot let it out.
+        _accounts[platform][account].exit.consentsFrom =
+            uint40(block.timestamp + _platforms[platform].exitDelay);
     }
 
     /// @inheritdoc ICreditVault
@@ -464,7 +469,7 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         if (state.has(EXIT_PENDING)) total += record.exit.amount;
         uint40 maturesAt = uint40(block.timestamp + _platforms[platform].exitDelay);
         record.state = state.setFlags(state.flags() | EXIT_PENDING);
-        record.exit = Exit({ amount: total, maturesAt: maturesAt });
+        (record.exit.amount, record.exit.maturesAt) = (total, maturesAt);
         emit ExitRequested(platform, account, amount, total, maturesAt, entry);
     }
 
@@ -522,6 +527,8 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
             meterSignature
         );
         if (_usedConsents[platform][nonce]) revert ConsentUsed(platform, nonce);
+        uint40 consentsFrom = _accounts[platform][account].exit.consentsFrom;
+        if (block.timestamp < consentsFrom) revert ConsentTooEarly(consentsFrom, block.timestamp);
 
         _usedConsents[platform][nonce] = true;
         uint40 entry = _takeFromBalance(platform, account, _toCredit(tokens));
@@ -601,7 +608,8 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
             nextCap: next.cap,
             nextExpiresAt: next.expiresAt,
             allowanceChangesAt: current.has(ALLOWANCE_TIGHTENS) ? next.effectiveAt : 0,
-            allowanceNonce: next.nonce
+            allowanceNonce: next.nonce,
+            consentsFrom: record.exit.consentsFrom
         });
     }
 
@@ -616,9 +624,11 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         if (state.has(LIMIT_PER_CHARGE)) most = Math.min(most, record.policy.maxPerCharge);
         if (state.has(LIMIT_EXPIRY) && block.timestamp >= record.policy.expiresAt) most = 0;
 
-        (Allowance memory allowance,) = _allowanceOf(record, state);
-        most = Math.min(most, Math.saturatingSub(allowance.cap, allowance.spent));
-        if (block.timestamp >= allowance.expiresAt) most = 0;
+        if (state.has(ALLOWANCE)) {
+            (Allowance memory allowance,) = _allowanceOf(record, state);
+            most = Math.min(most, Math.saturatingSub(allowance.cap, allowance.spent));
+            if (block.timestamp >= allowance.expiresAt) most = 0;
+        }
     }
 
     /// @inheritdoc ICreditVault

@@ -20,7 +20,8 @@ pragma solidity 0.8.37;
 ///      - *Meter* (a plain key of the platform): signs receipts and batches of charges, and so can move credit of
 ///        the platform's accounts into the platform's own earnings, within policies and allowances. It also voids
 ///        charge ids, lets an account's owner take credit out at once, and says whose the money in the platform's
-///        inbox is: by the last two, a stolen meter's key can take payments to the inbox, and nothing else.
+///        inbox is; but what it has booked it cannot let out before the exit delay, in which the platform's owner
+///        can retire it and have another meter charge it back.
 ///        What moves money is checked when it is submitted: from a meter's retirement on, nothing it ever signed
 ///        is accepted. Receipts are judged by their `issuedAt`.
 ///      - *Account owner*: limits what can be charged by an allowance, takes unspent credit out after the
@@ -158,6 +159,9 @@ interface ICreditVault {
         uint40 allowanceChangesAt;
         /// @dev Changes of the allowance so far: the nonce of the next.
         uint64 allowanceNonce;
+        /// @dev Second from which on, inclusive, a meter can consent to an exit: the platform's exit delay after the
+        ///      last `bookInbox` into the account; 0 if there never was one.
+        uint40 consentsFrom;
     }
 
     /// @notice What the chain says of a receipt. It proves a charge only together with a `Charged` log of the
@@ -408,6 +412,8 @@ interface ICreditVault {
     error ExceedsEarnings(uint256 amount, uint256 available);
     /// @notice A consent with this nonce was used before.
     error ConsentUsed(uint128 platform, bytes32 nonce);
+    /// @notice A meter booked money into the account so lately that it cannot consent to an exit before `from`.
+    error ConsentTooEarly(uint256 from, uint256 timestamp);
     /// @notice The account has no exit under way.
     error NoExit(bytes32 account);
     /// @notice The exit can be finalized from second `maturesAt` on.
@@ -523,6 +529,8 @@ interface ICreditVault {
     ///         the token directly, to the payer's account, label 0. Anyone may submit.
     /// @dev That the money is this payer's rests on the meter's word alone, given once the token's logs are final:
     ///      the token's `authorizationState` is no proof, as a cancelled authorization has it too.
+    ///      It can be charged at once, but no meter can consent to its exit before the platform's exit delay: were
+    ///      the key stolen, its thief could book it to himself.
     /// @param platform a registered one
     /// @param payer not zero
     /// @param nonce the authorization's; credited once for each payer and platform, here or by `depositFromInbox`
@@ -647,7 +655,7 @@ interface ICreditVault {
     function finalizeExit(uint128 platform, address owner, bytes32 label, address to) external;
 
     /// @notice Sends credit of the balance to `to` at once, as a meter has consented. Account owner only. A pending
-    ///         exit stays as it is.
+    ///         exit stays as it is. Not within the platform's exit delay after a `bookInbox` into the account.
     /// @param tokens token base units
     /// @param to none of: zero, the vault, the token
     /// @param nonce the consent's; used once on the platform

@@ -1,7 +1,7 @@
 """`available` is the largest charge that `settle` makes in the same block."""
 
 import pytest
-from conftest import CENT, DAY, HOUR, LABEL, NO_CAP, NO_EXPIRY, SALT, USD, ZERO_ADDRESS
+from conftest import CENT, DAY, HOUR, LABEL, MAX_TOKENS, NO_CAP, NO_EXPIRY, SALT, USD, ZERO_ADDRESS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typed_data import Charge
@@ -32,6 +32,20 @@ def test_available__no_limits__the_balance(fund, settle, available):
     assert available(account) == USD
     settle(Charge(account, 1, CENT + 1))
     assert available(account) == 99 * CENT - 1
+
+
+def test_available__allowance_removed_after_much_was_spent__binds_no_more(
+    vault, platform, operator, user, fund, settle, set_allowance, available
+):
+    """The counter stays, and with the balance it may pass any cap there is."""
+    everything = MAX_TOKENS * 10**6
+    account = fund(MAX_TOKENS)
+    set_allowance(0)
+    settle(Charge(account, 1, everything - 1))
+    vault.refund(platform, 1, user, LABEL, everything - 1, sender=operator)
+    set_allowance()
+    assert available(account) == everything
+    settle(Charge(account, 2, everything))
 
 
 def test_available__exit_around_its_maturity__counts_until_the_second_before(fund, request_exit, available):

@@ -1,5 +1,5 @@
 import pytest
-from conftest import CENT, HOUR, MAX_TOKENS, NONCE, SALT, USD, ZERO_ADDRESS
+from conftest import CENT, DAY, HOUR, MAX_TOKENS, NONCE, SALT, USD, ZERO_ADDRESS
 from reverts import reverts
 from typed_data import sign
 
@@ -69,6 +69,7 @@ def test_book_inbox__authorization_given_to_the_token__credits_its_payer(
     assert chain.provider.get_code(inbox)
     record = vault.accountOf(platform, payers)
     assert (record.balance, record.entries) == (USD, 1)
+    assert record.consentsFrom == tx.timestamp + DAY
     assert (token.balanceOf(inbox), token.balanceOf(vault)) == (0, TOKENS)
 
 

@@ -1,5 +1,5 @@
 import pytest
-from conftest import CENT, HOUR, MAX_TOKENS, MINUTE, NONCE, SALT, USD, ZERO_ADDRESS
+from conftest import CENT, DAY, HOUR, MAX_TOKENS, MINUTE, NONCE, SALT, USD, ZERO_ADDRESS
 from hypothesis import given
 from hypothesis import strategies as st
 from reverts import reverts
@@ -324,3 +324,43 @@ def test_exit_with_consent__deadline_ten_minutes_ahead__pays_and_a_second_more_r
     at(deadline - 10 * MINUTE)
     vault.exitWithConsent(*arguments, sender=user)
     assert token.balanceOf(user) == TOKENS
+
+
+# ── After a booking ──
+
+
+@pytest.fixture
+def booked(vault, token, admin, platform, user, book):
+    """Money in the user's account of label 0 on a meter's word alone, and the second from which it may leave by one."""
+    token.mint(vault.inbox(platform), 10**6, sender=admin)
+    tx = book(10**6, payer=user.address)
+    return tx.timestamp + DAY
+
+
+def test_exit_with_consent__after_a_booking__not_within_the_exit_delay(
+    vault, platform, user, consent, booked, at, isolate
+):
+    with isolate():
+        at(booked - 1)
+        with reverts(vault.ConsentTooEarly, **{"from": booked, "timestamp": booked - 1}):
+            vault.exitWithConsent(*consent(1, label=bytes(32)), sender=user)
+    at(booked)
+    vault.exitWithConsent(*consent(10**6, label=bytes(32)), sender=user)
+    assert vault.accountOf(platform, vault.accountId(platform, user, bytes(32))).balance == 0
+
+
+def test_exit_with_consent__exit_asked_for_and_cancelled_after_a_booking__still_not_within_the_delay(
+    vault, platform, user, consent, booked, request_exit, at
+):
+    request_exit(400_000, label=bytes(32))
+    vault.cancelExit(platform, user, bytes(32), sender=user)
+    account = vault.accountId(platform, user, bytes(32))
+    assert vault.accountOf(platform, account).consentsFrom == booked
+    at(booked - 1)
+    with reverts(vault.ConsentTooEarly, **{"from": booked, "timestamp": booked - 1}):
+        vault.exitWithConsent(*consent(1, label=bytes(32)), sender=user)
+
+
+def test_exit_with_consent__booking_into_another_account__does_not_bind(vault, user, fund, consent, booked):
+    fund(10**6)
+    vault.exitWithConsent(*consent(10**6), sender=user)

@@ -49,6 +49,7 @@ abstract contract Books is Signing {
         uint256 paidOut;
         uint256 exit;
         uint256 exitMaturesAt;
+        uint256 consentsFrom;
         /// @dev Ghost, lines of the statement that the logs have told.
         uint256 entries;
         /// @dev Ghosts of the window limit: the window, what was spent in it, and the most that may be.

@@ -12,7 +12,7 @@ import { MeterThief } from "./MeterThief.sol";
 // forge-lint: disable-start(unsafe-typecast)
 
 /// @dev Whoever holds a meter's key can charge what policies and allowances leave, for the platform's own gain,
-///      and say whose the money in the inbox is. It reaches nothing else.
+///      and say whose the money in the inbox is, but not take that out within the exit delay. It reaches nothing else.
 contract CompromisedMeterInvariants is Harness {
     uint256 private constant CREDIT_PER_TOKEN = 1e6;
     uint256 private constant METER_KEY = 0xA11;

@@ -30,6 +30,7 @@ contract MeterThief is Signing {
     mapping(uint256 person => uint256) public booked;
     mapping(uint256 person => uint256) public largestCharge;
     mapping(uint256 person => uint256) public lastChargeAt;
+    mapping(uint256 person => uint256) public lastBookedAt;
     uint256 public taken;
     uint256 private _salt;
 
@@ -68,8 +69,10 @@ contract MeterThief is Signing {
         if (most == 0) return;
         tokens = bound(tokens, 1, most);
         (bool success,) = _exit(platform, self, account, tokens);
-        assertTrue(success, "its own credit it takes out");
-        taken += tokens * CREDIT_PER_TOKEN;
+        uint256 bookedAt = lastBookedAt[_owners.length - 1];
+        bool waited = bookedAt == 0 || block.timestamp >= bookedAt + vault.platformOf(platform).exitDelay;
+        assertTrue(success == waited, "its own credit it takes out, but not with what it has just booked");
+        if (success) taken += tokens * CREDIT_PER_TOKEN;
     }
 
     function bookInbox(uint256 seed, uint256 tokens) external {
@@ -82,6 +85,7 @@ contract MeterThief is Signing {
         bytes32 structHash = inboxBookingHash(platform, _owners[person], nonce, tokens, deadline);
         vault.bookInbox(platform, _owners[person], nonce, tokens, deadline, _sign(structHash));
         booked[person] += tokens * CREDIT_PER_TOKEN;
+        lastBookedAt[person] = block.timestamp;
     }
 
     function voidCharges(uint256 seed) external {

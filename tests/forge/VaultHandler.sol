@@ -143,7 +143,8 @@ contract VaultHandler is PeopleHandler {
                 sign(key, digestOf(address(vault), structHash))
             )
         );
-        bool foreseen = !_consented[holder.tenant][nonce] && tokens <= most;
+        bool foreseen =
+            !_consented[holder.tenant][nonce] && tokens <= most && block.timestamp >= holder.consentsFrom;
         uint256 before = token.balanceOf(RECIPIENT);
         if (!_attempt(_actor(holder), call, foreseen, "exitWithConsent")) return;
         _consented[holder.tenant][nonce] = true;
@@ -177,6 +178,7 @@ contract VaultHandler is PeopleHandler {
         payment.booked = true;
         tenant.inbox -= payment.tokens;
         holder.deposited += payment.tokens * CREDIT_PER_TOKEN;
+        holder.consentsFrom = block.timestamp + tenant.exitDelay;
     }
 
     function withdrawEarnings(uint256 seed, uint256 tokens) external {

@@ -166,11 +166,11 @@ NO_ALLOWANCE = (2**96 - 1, 0, 2**40 - 1)
 
 def answering_account(values):
     types = "uint96,uint80,uint32,uint40,uint8,(uint80,uint80,uint32,uint40),uint96,uint40"
-    return Answering([f"({types},(uint96,uint96,uint40),uint96,uint40,uint40,uint64)"], [values])
+    return Answering([f"({types},(uint96,uint96,uint40),uint96,uint40,uint40,uint64,uint40)"], [values])
 
 
 async def test_account__allowance_that_changes__both_are_read():
-    node = answering_account((7, 0, 0, 1, 0, (0, 0, 0, 0), 0, 0, (10 * USD, 3, 99), USD, 88, 77, 5))
+    node = answering_account((7, 0, 0, 1, 0, (0, 0, 0, 0), 0, 0, (10 * USD, 3, 99), USD, 88, 77, 5, 0))
     view = await Vault(node, VAULT).account(PLATFORM, ACCOUNT)
     assert (view.allowance, view.allowance_spent) == (Allowance(cap=10 * USD, expires_at=99), 3)
     assert (view.next_allowance, view.allowance_changes_at) == (Allowance(cap=USD, expires_at=88), 77)
@@ -178,7 +178,7 @@ async def test_account__allowance_that_changes__both_are_read():
 
 
 async def test_account__removed_allowance__is_none():
-    node = answering_account((7, 0, 0, 1, 0, (0, 0, 0, 0), 0, 0, (2**96 - 1, 3, 2**40 - 1), USD, 88, 0, 5))
+    node = answering_account((7, 0, 0, 1, 0, (0, 0, 0, 0), 0, 0, (2**96 - 1, 3, 2**40 - 1), USD, 88, 0, 5, 0))
     view = await Vault(node, VAULT).account(PLATFORM, ACCOUNT)
     assert (view.allowance, view.allowance_spent, view.next_allowance) == (None, 3, None)
 
@@ -196,7 +196,7 @@ async def test_account__answer__only_flagged_limits_exist(limits):
         window_seconds=60 if windowed else None,
         expires_at=0 if limits & 4 else None,
     )
-    assert view == AccountView(20_000_000 * USD, 2, 3, 4, limits, expected, 5, 6, None, 0, None, 0, 0)
+    assert view == AccountView(20_000_000 * USD, 2, 3, 4, limits, expected, 5, 6, None, 0, None, 0, 0, 9)
     assert asked(node) == (calldata("accountOf", PLATFORM, ACCOUNT), "0x10")
 
 

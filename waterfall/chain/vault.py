@@ -210,6 +210,8 @@ class AccountView:
     allowance_changes_at: int
     """0 where no change is under way."""
     allowance_nonce: int
+    consents_from: int
+    """Block time from which a meter's consent to an exit counts; 0: always."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,14 +249,16 @@ class Vault:
         values = await self._read(
             "accountOf(uint128,bytes32)",
             (
-                f"(uint96,uint80,uint32,uint40,uint8,{_POLICY},uint96,uint40,{_ALLOWANCE},uint96,uint40,uint40,uint64)",
+                f"(uint96,uint80,uint32,uint40,uint8,{_POLICY},uint96,uint40,{_ALLOWANCE},uint96,uint40,uint40,uint64,uint40)",
             ),
             platform,
             account,
             block=block,
         )
         balance, spent, window, entries, limits, policy, exit_amount, exit_matures_at, *owners = values
-        (cap, allowance_spent, expires_at), next_cap, next_expires_at, changes_at, nonce = owners
+        (cap, allowance_spent, expires_at), next_cap, next_expires_at, changes_at, nonce, consents_from = (
+            owners
+        )
         return AccountView(
             balance=balance,
             spent_in_window=spent,
@@ -269,6 +273,7 @@ class Vault:
             next_allowance=allowance_of(next_cap, next_expires_at) if changes_at else None,
             allowance_changes_at=changes_at,
             allowance_nonce=nonce,
+            consents_from=consents_from,
         )
 
     async def token(self) -> str:

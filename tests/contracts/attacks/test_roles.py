@@ -417,20 +417,52 @@ def test_compromised_meter__signs_for_an_accomplice__takes_no_users_credit(
         assert settle(Charge(account, 1, CENT), Charge(own, 2, CENT)).events == []
 
 
-def test_compromised_meter__books_the_inbox_for_an_accomplice__has_what_is_unbooked_and_no_more(
-    vault, platform, stranger, fund, pay_inbox, front_run, book, consent, relayer, moves
+def test_compromised_meter__books_a_stranded_payment_to_an_accomplice__is_charged_back_before_it_can_leave(
+    vault,
+    platform,
+    operator,
+    stranger,
+    payer,
+    other_meter,
+    fund,
+    settle,
+    pay_inbox,
+    front_run,
+    book,
+    consent,
+    relayer,
+    at,
+    isolate,
+    moves,
 ):
-    """The one thing it can give away: payments given to the token directly, until they are booked."""
+    """Gives payments to the token directly, says they are his, and consents to his own exit."""
     fund(100 * TOKENS)
     vault.depositFromInbox(*pay_inbox(50 * TOKENS, nonce=OTHER), sender=relayer)
     front_run(pay_inbox())
     his = vault.accountId(platform, stranger, bytes(32))
     with moves(), reverts(vault.ExceedsInbox, tokens=TOKENS + 1, available=TOKENS):
         book(TOKENS + 1, payer=stranger.address)
-    with moves({vault.inbox(platform): -TOKENS, stranger: TOKENS}):
-        book(payer=stranger.address)
-        vault.exitWithConsent(*consent(TOKENS, to=stranger, owner=stranger, label=bytes(32)), sender=stranger)
-    assert vault.accountOf(platform, his).balance == 0
+    opens = book(payer=stranger.address).timestamp + DAY
+    leaves = (platform, stranger, bytes(32))
+    with moves():
+        at(opens - 1)
+        arguments = consent(TOKENS, to=stranger, owner=stranger, label=bytes(32))
+        with reverts(vault.ConsentTooEarly, **{"from": opens, "timestamp": opens - 1}):
+            vault.exitWithConsent(*arguments, sender=stranger)
+    with isolate():  # nobody has seen it for a day
+        at(opens)
+        arguments = consent(TOKENS, to=stranger, owner=stranger, label=bytes(32))
+        vault.exitWithConsent(*arguments, sender=stranger)
+        assert vault.accountOf(platform, his).balance == 0
+
+    # Even from an exit that he has asked for in the meantime, the owner has it back, and gives it to the payer.
+    vault.requestExit(*leaves, TOKENS, sender=stranger)
+    vault.addMeter(platform, other_meter.address, sender=operator)
+    settle(Charge(his, 7, USD), key=other_meter.key)
+    vault.refund(platform, 7, payer.address, bytes(32), USD, sender=operator)
+    record = vault.accountOf(platform, his)
+    assert (record.balance, record.exitAmount) == (0, 0)
+    assert vault.accountOf(platform, vault.accountId(platform, payer.address, bytes(32))).balance == 51 * USD
 
 
 def test_compromised_meter__calls_what_owners_call__reverts(
