@@ -12,6 +12,7 @@ from typing import Any
 import click
 from ape.cli import ConnectedProviderCommand, network_option
 from eth_abi.abi import decode
+from eth_abi.exceptions import DecodingError
 from eth_utils import to_checksum_address
 from web3.exceptions import Web3Exception
 
@@ -47,6 +48,7 @@ from waterfall.chain.usdc import USDC
 from waterfall.keccak import keccak
 
 _DECIMALS = 6
+_WORD = 32
 
 
 @click.command(cls=ConnectedProviderCommand)
@@ -141,7 +143,7 @@ def _token(session: Session, given: str | None) -> str:
     if not session.code(token):
         raise TokenRefused(**about, reason="there is no contract")
     found = session.call(token, keccak(b"decimals()")[:4])
-    decimals = int.from_bytes(found, "big") if len(found) == 32 else None  # noqa: PLR2004 - a word
+    decimals = int.from_bytes(found, "big") if len(found) == _WORD else None
     if decimals != _DECIMALS:
         says = "it tells no decimals" if decimals is None else f"it has {decimals} decimals"
         raise TokenRefused(**about, reason=f"{says}, and credit is counted on {_DECIMALS}")
@@ -160,7 +162,7 @@ def _described(session: Session, token: str) -> str:
     found = session.call(token, keccak(b"symbol()")[:4])
     try:
         symbol = repr(decode(("string",), found)[0])
-    except Exception:  # noqa: BLE001 - a token may say anything
+    except (DecodingError, ValueError):  # a token may say anything
         symbol = "no readable symbol"
     warning = f"; NOT Circle's USDC of this chain, {usdc.address}" if usdc else ""
     return f"{to_checksum_address(token)} ({symbol}{warning})"

@@ -98,7 +98,7 @@ def test_deposit_from_inbox__contract_wallet__its_word_counts(
 
 def test_deposit_from_inbox__token_with_a_fee__credits_what_arrived(project, admin, register, user, relayer):
     """A tenth is kept on the way to the inbox, and a tenth of the rest on the way to the vault."""
-    token = admin.deploy(project.FeeTokenWithAuthorization)
+    token = admin.deploy(project.FeeToken)
     vault = admin.deploy(project.CreditVault, token)
     platform = register(SALT, vault=vault)
     token.mint(vault.inbox(platform), TOKENS, sender=user)

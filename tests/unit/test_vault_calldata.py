@@ -186,7 +186,7 @@ async def test_account__removed_allowance__is_none():
 @pytest.mark.parametrize("limits", range(8))
 async def test_account__answer__only_flagged_limits_exist(limits):
     node = answering_account(
-        (20_000_000 * USD, 2, 3, 4, limits, (0, 0, 60, 0), 5, 6, NO_ALLOWANCE, 0, 0, 0, 0)
+        (20_000_000 * USD, 2, 3, 4, limits, (0, 0, 60, 0), 5, 6, NO_ALLOWANCE, 0, 0, 0, 0, 9)
     )
     view = await Vault(node, VAULT).account(PLATFORM, ACCOUNT, block="0x10")
     windowed = bool(limits & 2)

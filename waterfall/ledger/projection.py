@@ -77,37 +77,51 @@ class Projection:
             {"number": block.number, "hash": block.hash, "timestamp": block.timestamp},
         )
 
-    def _apply(  # noqa: C901, PLR0912 - a case for each event
+    def _apply(
         self, block: Block, position: chain.Position, event: chain.Event, wallet: dict[str, Any]
     ) -> None:
         """Apply one event; `wallet` is its account's."""
         match event:
-            case chain.Deposited() | chain.Refunded():
-                wallet["balance"] += event.amount
-                self._raise(position, event.account, wallet, amount=event.amount)
-            case chain.PolicySet():
-                self._set_policy(block, position, event, wallet)
-            case chain.Allocated():
-                source = self._known(event.source)
-                source["balance"] -= event.amount
-                source["entries"] = event.source_entry
-                wallet["balance"] += event.amount
-                self._raise(position, event.account, wallet, amount=event.amount)
-            case chain.AllowanceSet():
-                self._set_allowance(position, event, wallet)
-            case chain.ChargeVoided():
-                self._void(block, position, event)
             case chain.Charged():
                 self._charge(block, position, event, wallet)
-            case chain.ExitDrawn():
-                wallet["balance"] += event.amount
-                wallet["exit_amount"] -= event.amount
             case chain.ChargeRejected():
                 self._settle(event.id, "rejected", block, position, reason=event.reason.name.lower())
+            case chain.ChargeVoided():
+                self._void(block, position, event)
+            case chain.PolicySet():
+                self._set_policy(block, position, event, wallet)
+            case chain.AllowanceSet():
+                self._set_allowance(position, event, wallet)
+            case chain.Deposited() | chain.Refunded() | chain.Allocated():
+                self._receive(position, event, wallet)
+            case _:
+                self._move_exit(position, event, wallet)
+        if hasattr(event, "entry"):
+            wallet["entries"] = event.entry
+
+    def _receive(
+        self,
+        position: chain.Position,
+        event: chain.Deposited | chain.Refunded | chain.Allocated,
+        wallet: dict[str, Any],
+    ) -> None:
+        if isinstance(event, chain.Allocated):
+            source = self._known(event.source)
+            source["balance"] -= event.amount
+            source["entries"] = event.source_entry
+        wallet["balance"] += event.amount
+        self._raise(position, event.account, wallet, amount=event.amount)
+
+    def _move_exit(self, position: chain.Position, event: chain.Event, wallet: dict[str, Any]) -> None:
+        """Between balance, exit and the world outside; events that move nothing, pass."""
+        match event:
             case chain.ExitRequested():
                 wallet["balance"] -= event.amount
                 wallet["exit_amount"] = event.total
                 wallet["exit_matures_at"] = event.matures_at
+            case chain.ExitDrawn():
+                wallet["balance"] += event.amount
+                wallet["exit_amount"] -= event.amount
             case chain.ExitCancelled():
                 wallet["balance"] += event.amount
                 wallet["exit_amount"] = wallet["exit_matures_at"] = 0
@@ -119,8 +133,6 @@ class Projection:
                 wallet["balance"] -= event.tokens * UNITS_PER_TOKEN_BASE_UNIT
             case _:
                 pass
-        if hasattr(event, "entry"):
-            wallet["entries"] = event.entry
 
     def _charge(
         self, block: Block, position: chain.Position, event: chain.Charged, wallet: dict[str, Any]
