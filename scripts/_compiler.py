@@ -57,18 +57,23 @@ class Compiled:
 
 def standard_input() -> dict[str, Any]:
     """Everything that solc needs to make the vault as the artifact has it, in the form explorers take."""
-    artifact = artifacts.load(NAME)
-    sources, todo = {}, [SOURCE]
-    while todo:
-        source = todo.pop()
-        if source not in sources:
-            sources[source] = (ROOT / source).read_text()
-            todo += _imports(source, sources[source], artifact.compiler_settings["remappings"])
+    settings = artifacts.load(NAME).compiler_settings
     return {
         "language": "Solidity",
-        "sources": {source: {"content": sources[source]} for source in sorted(sources)},
-        "settings": {**artifact.compiler_settings, "outputSelection": _SHOWN_OUTPUTS},
+        "sources": sources_of(SOURCE, settings["remappings"]),
+        "settings": {**settings, "outputSelection": _SHOWN_OUTPUTS},
     }
+
+
+def sources_of(source: str, remappings: list[str]) -> dict[str, dict[str, str]]:
+    """A source and all it imports, by path, as a standard-JSON input holds them."""
+    contents, todo = {}, [source]
+    while todo:
+        path = todo.pop()
+        if path not in contents:
+            contents[path] = (ROOT / path).read_text()
+            todo += _imports(path, contents[path], remappings)
+    return {path: {"content": contents[path]} for path in sorted(contents)}
 
 
 def compile_input(given: dict[str, Any], *, fresh: bool) -> Compiled:
@@ -120,7 +125,7 @@ def committed() -> Compiled:
         ArtifactStale: it is not.
     """
     artifact, given = artifacts.load(NAME), standard_input()
-    if source_hash(given) != artifact.source_hash:
+    if source_hash(given["sources"]) != artifact.source_hash:
         raise ArtifactStale(name=NAME, what="the sources")
     made = compile_input(given, fresh=False)
     if (made.bytecode, made.deployed_bytecode) != (artifact.bytecode.hex(), artifact.deployed_bytecode.hex()):
@@ -128,11 +133,11 @@ def committed() -> Compiled:
     return made
 
 
-def source_hash(given: dict[str, Any]) -> str:
-    """As scripts/artifacts.py has it: SHA-256 of what `sha256sum` prints for the sources in path order."""
+def source_hash(sources: dict[str, dict[str, str]]) -> str:
+    """SHA-256 of what `sha256sum` prints for the sources in path order."""
     lines = (
         f"{hashlib.sha256(source['content'].encode()).hexdigest()}  {path}\n"
-        for path, source in sorted(given["sources"].items())
+        for path, source in sorted(sources.items())
     )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

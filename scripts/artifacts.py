@@ -5,13 +5,14 @@
 tests/contracts/test_artifacts.py holds the committed files against the sources.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import click
 from ape import compilers, project
+
+from scripts._compiler import source_hash, sources_of
 
 SOURCES = {
     "CreditVault": "CreditVault.sol",
@@ -34,7 +35,7 @@ def build(name: str) -> dict[str, Any]:
     return {
         "contractName": name,
         "sourceName": contract.source_id,
-        "sourceHash": source_hash(contract.source_id),
+        "sourceHash": source_hash(sources_of(contract.source_id, settings["remappings"])),
         "compiler": {
             "name": "solc",
             "version": str(version),
@@ -44,17 +45,6 @@ def build(name: str) -> dict[str, Any]:
         "bytecode": _hex(contract.deployment_bytecode.bytecode),
         "deployedBytecode": _hex(contract.runtime_bytecode.bytecode),
     }
-
-
-def source_hash(source_id: str) -> str:
-    """SHA-256 over a contract's source and all it imports: of what `sha256sum` prints for them in path order."""
-    solidity = compilers.get_compiler("solidity")
-    imports = solidity.get_imports([project.path / source_id], project=project)[source_id]
-    lines = (
-        f"{hashlib.sha256((project.path / path).read_bytes()).hexdigest()}  {path}\n"
-        for path in sorted({source_id, *imports})
-    )
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def text(artifact: dict[str, Any]) -> str:
