@@ -305,10 +305,10 @@ contract CreditVault is ICreditVault, EIP712, ReentrancyGuardTransient {
         address source = _deployed(_inboxSalt(platform));
         uint256 held = IERC20(token).balanceOf(source);
         if (tokens > held) revert ExceedsInbox(tokens, held);
-        account = _creditFrom(source, platform, payer, bytes32(0), payer, tokens);
         // The meter alone says whose this is: until its owner could have seen it, the meter alone cannot let it out.
-        _accounts[platform][account].exit.consentsFrom =
+        _accounts[platform][accountId(platform, payer, bytes32(0))].exit.consentsFrom =
             uint40(block.timestamp + _platforms[platform].exitDelay);
+        return _creditFrom(source, platform, payer, bytes32(0), payer, tokens);
     }
 
     /// @inheritdoc ICreditVault

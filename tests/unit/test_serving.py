@@ -333,6 +333,25 @@ async def test_stream__client_that_reads_slowly__loses_nothing(calls, desk, serv
     assert client.body == b"".join(many[:-2] + many[-1:])
 
 
+async def test_stream__client_that_keeps_up__gets_more_than_may_wait_for_one(calls, desk, serve, monkeypatch):
+    monkeypatch.setattr(completions, "_MAX_WAITING_BYTES", 2 * len(b"".join(STREAM)))
+    turns = [asyncio.get_running_loop().create_future() for _ in range(40)]
+    chunks = [part for turn in turns for part in (piece("x"), turn)] + STREAM
+    waiting = iter(turns)
+
+    async def take(body):
+        if body and (turn := next(waiting, None)) is not None:
+            turn.set_result(None)
+
+    client = Client(on_bytes=take)
+    serving, held = await serve(Upstream(chunks=chunks), stream=True)
+    answer = await serving.streamed()
+    await answer({"type": "http"}, client.receive, client.send)
+    await ended(calls, desk, held)
+    assert client.body.count(piece("x")) == len(turns)
+    assert b"stream_dropped" not in client.body
+
+
 @pytest.mark.parametrize(
     ("upstream", "state"),
     [
