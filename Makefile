@@ -18,7 +18,7 @@ SLITHER := --foundry-out-directory build/slither --filter-paths "node_modules|co
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export SOLCX_BINARY_PATH := $(CURDIR)/$(VENV)/solcx
 
-.PHONY: help setup demo test lint test-python test-contracts test-forge analyse gas coverage format artifacts lock clean
+.PHONY: help setup demo test lint test-python test-contracts test-forge faults analyse gas coverage bench format artifacts lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ analyse: setup ## Static analysis of the contracts: no high or medium finding th
 	@! grep "Impossible to generate IR" build/slither.log | grep -v /ReentrancyGuardTransient.sol
 	@tail -1 build/slither.log
 
+bench: setup ## Measure speed and memory on an otherwise idle machine, twenty minutes (ONLY=ledger|settlement|endurance)
+	@PYTHONPATH=tests python -m bench $(ONLY)
+
 gas: setup ## Measure gas and compare it with docs/gas.json (WRITE=1 accepts what differs)
 	@ape test tests/contracts/test_gas.py -q $(if $(WRITE),--write-gas)
 
@@ -84,8 +87,13 @@ test-contracts: setup ## Ape tests of the contracts, on a local Foundry chain
 	@ape compile -v WARNING  # once, before workers that would both do it
 	@ape test tests/contracts -q $(SIDE_BY_SIDE)
 
+faults: setup ## Every fault at its full size; ROUNDS=3 runs them so often, each time with other chances
+	@for round in $$(seq 1 $(or $(ROUNDS),1)); do \
+	  WATERFALL_ALL_FAULTS=1 WATERFALL_FAULT_SEED=$$round python -m pytest -p no:ape_test tests/faults -q $(SIDE_BY_SIDE) || exit 1; \
+	done
+
 test-python: setup ## Unit, integration and end-to-end tests
-	@python -m pytest -p no:ape_test tests/e2e tests/integration tests/unit -q $(SIDE_BY_SIDE)
+	@python -m pytest -p no:ape_test tests/e2e tests/faults tests/integration tests/unit -q $(SIDE_BY_SIDE)
 
 format: setup ## Format Python and Solidity
 	@ruff format --quiet . && ruff check --fix --quiet . && forge fmt contracts tests/forge

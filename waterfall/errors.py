@@ -99,6 +99,13 @@ class AccountExists(WaterfallError):
     status = 409
 
 
+class AccountBusy(WaterfallError):
+    """Account {account} has calls that are running, or charges that are not settled: try again when it has none."""
+
+    code = "account_busy"
+    status = 409
+
+
 class IdempotencyConflict(WaterfallError):
     """This Idempotency-Key was used with another body: use a new key for a new request."""
 
@@ -205,32 +212,57 @@ class StreamDropped(WaterfallError):
 # ── Waterfall cannot be sure, so it refuses ──────────────────────────────────────────────────────────
 
 
-class Unavailable(WaterfallError):
+class Unsure(WaterfallError):
+    """Waterfall cannot be sure, so it refuses: {reason}."""
+
+    code = "unsure"
+    status = 503
+    told: ClassVar[str] = "Waterfall cannot do this now: try again in a moment."
+    """The message for whoever is not the platform: its machines' words are for nobody else."""
+
+
+class Unavailable(Unsure):
     """No call can be authorised now: {reason}."""
 
     code = "unavailable"
-    status = 503
 
 
-class LedgerError(WaterfallError):
+class LedgerError(Unsure):
     """The ledger cannot be used: {reason}."""
 
     code = "ledger_error"
-    status = 503
 
 
-class ChainError(WaterfallError):
+class LossNotAccepted(WaterfallError):
+    """{what}. Unsettled charges, open holds, API keys, labels, usage and idempotency keys are not on the chain:
+    `waterfall restore` brings them back from a backup, `waterfall rebuild --accept-loss` goes on without them."""
+
+    code = "loss_not_accepted"
+
+
+class ChainError(Unsure):
     """The chain cannot be used: {reason}."""
 
     code = "chain_error"
-    status = 503
 
 
-class LaneHalted(WaterfallError):
+class EventsMissing(ChainError):
+    """{what}: a node has left events out, so blocks after {after} are read again. If this does not end, run
+    `waterfall rebuild`."""
+
+    code = "events_missing"
+
+
+class SignerUnavailable(Unsure):
+    """What holds the signing key gave no signature: {reason}. The same may be tried again."""
+
+    code = "signer_unavailable"
+
+
+class LaneHalted(Unsure):
     """Settlement has stopped and needs a person: {reason}."""
 
     code = "lane_halted"
-    status = 503
 
 
 class SettingsError(WaterfallError):

@@ -142,6 +142,10 @@ def _with_doubles(value: Any) -> Any:
     return float(value) if type(value) is int and abs(value) >= 2**53 else value
 
 
+NO_USAGE = canonical_hash(None)
+"""`usage_hash` of a receipt for an answer that had no usage object."""
+
+
 def price_id(card: RateCard) -> str:
     """The receipt's `priceId` of a rate card."""
     return canonical_hash(card.model_dump(mode="json"))
@@ -164,7 +168,10 @@ def check_signature(signed: SignedReceipt) -> None:
     signer = recover(digest, _word(signed.signature))
     if signer != signed.meter:
         raise VerificationFailed(reason=f"it was signed by {signer}, not by the meter {signed.meter}")
-    if not _hashes_to(signed.usage, signed.receipt.usage_hash):
+    if signed.usage_removed:
+        if signed.usage is not None or signed.receipt.usage_hash == NO_USAGE:
+            raise VerificationFailed(reason="it is said to lack a usage object, which it has or never had")
+    elif not _hashes_to(signed.usage, signed.receipt.usage_hash):
         raise VerificationFailed(reason="the usage object is not the one the receipt commits to")
     card = signed.rate_card.model_dump(mode="json") if signed.rate_card else None
     if not _hashes_to(card, signed.receipt.price_id):

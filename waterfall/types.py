@@ -172,7 +172,9 @@ class SignedReceipt(Frozen):
     meter: Address
     signature: Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{130}$")]
     usage: dict[str, Any] | None
-    """The provider's usage object; null when the answer was cut before it."""
+    """The provider's usage object; null when the answer was cut before it, or `usage_removed`."""
+    usage_removed: bool = False
+    """Whether there was one and the platform keeps it no more: `usage_hash` still proves it to whoever does."""
     rate_card: RateCard | None
     """Null for charges whose amount the platform gave."""
 

@@ -15,6 +15,7 @@ from upstream import answer, chunk, delta, stalls, stream_chunks, streams
 
 from waterfall.devnet import deploy
 from waterfall.gateway.app import Gateway
+from waterfall.gateway.watch import Watch
 from waterfall.money import format_usd
 
 DEPOSIT = 1_000_000
@@ -103,9 +104,9 @@ async def test_call__client_leaves_before_the_answer__is_charged_in_full_once(
     await client.check_books(account, DEPOSIT, FULL)
 
 
-async def test_stream__client_leaves_before_an_answer_that_never_comes__is_lost(net, upstream, tmp_path):
+async def test_stream__client_leaves_before_an_answer_that_never_comes__is_lost(net, upstream, database):
     upstream.behaviour = stalls
-    settings = settings_for(upstream.base_url, tmp_path / "waterfall.db", timeout_seconds=0.3)
+    settings = settings_for(upstream.base_url, database, timeout_seconds=0.3)
     async with running(net, settings) as client:
         account, key = await client.open_account(micro_usd=DEPOSIT)
         _, writer = await connect(client.url)
@@ -210,16 +211,14 @@ async def test_stream__client_reads_nothing_and_leaves__is_charged_in_full(clien
 
 @pytest.mark.parametrize("then", ["silence", "endless pieces"])
 async def test_stream__goes_on_beyond_the_longest_call__is_charged_as_far_as_it_came(
-    net, upstream, tmp_path, then
+    net, upstream, database, then
 ):
     def pieces(body: dict) -> list[bytes]:
         piece = chunk(body, choices=[delta({"content": "x"})])
         return [piece] * (2 if then == "silence" else 100_000)
 
     upstream.behaviour = streams(pieces, "stalled")
-    settings = settings_for(
-        upstream.base_url, tmp_path / "waterfall.db", timeout_seconds=60, max_call_seconds=0.5
-    )
+    settings = settings_for(upstream.base_url, database, timeout_seconds=60, max_call_seconds=0.5)
     async with running(net, settings) as client:
         account, key = await client.open_account(micro_usd=DEPOSIT)
         upstream.pause = 0.01
@@ -243,9 +242,15 @@ class Cancellable:
 
     def __init__(self, client, upstream, key: str) -> None:
         self.client = client
-        settings = settings_for(upstream.base_url, "unused", drain_seconds=5)
+        settings = settings_for(upstream.base_url, "sqlite:///unused.db", drain_seconds=5)
         self.gateway = Gateway(
-            settings.gateway, settings.upstreams, settings.models, client.ledger, deploy.METER, b"salt", {}
+            settings.gateway,
+            settings.upstreams,
+            settings.models,
+            client.ledger,
+            deploy.METER,
+            b"salt",
+            Watch(client.ledger, max_age_seconds=60),
         )
         self.key = key
 
@@ -350,9 +355,9 @@ async def test_call__cancelled_while_it_is_captured__is_charged_in_full(
     upstream.permits = asyncio.Semaphore(0)
     capture, capturing = client.ledger.capture, asyncio.Event()
 
-    async def capture_seen(*arguments):
+    async def capture_seen(*arguments, **options):
         capturing.set()
-        return await capture(*arguments)
+        return await capture(*arguments, **options)
 
     monkeypatch.setattr(client.ledger, "capture", capture_seen)
     async with Cancellable(client, upstream, key).running() as direct:
@@ -394,22 +399,14 @@ async def test_calls__cancelled_at_any_step__leave_no_hold(client, upstream, str
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_service__stops_while_a_call_runs__lets_it_end(net, upstream, tmp_path, stream):
+async def test_service__stops_while_a_call_runs__lets_it_end(net, upstream, database, stream):
     """Peers lose charges at shutdown (LiteLLM #38157)."""
-    settings = settings_for(upstream.base_url, tmp_path / "waterfall.db")
-    upstream.permits = asyncio.Semaphore(2 if stream else 0)
-    async with contextlib.AsyncExitStack() as stack:
-        client = await stack.enter_async_context(running(net, settings))
+    settings = settings_for(upstream.base_url, database)
+    async with contextlib.AsyncExitStack() as service:
+        client = await service.enter_async_context(running(net, settings))
         account, key = await client.open_account(micro_usd=DEPOSIT)
-        reader, writer = await connect(client.url)
-        writer.write(raw_request(key, stream=stream))
-        await upstream.until("chunks" if stream else "started", 2 if stream else 1)
-        stopping = asyncio.create_task(stack.aclose())
-        async with asyncio.timeout(10):
-            while await accepts(client.url):
-                await asyncio.sleep(0.01)
-        for _ in range(CHUNKS):
-            upstream.permits.release()
+        reader, writer = await under_way(client, upstream, key, stream)
+        stopping = await begin_stop(service, client, upstream)
         async with asyncio.timeout(10):
             received = await reader.read(-1)
         writer.close()
@@ -423,29 +420,40 @@ async def test_service__stops_while_a_call_runs__lets_it_end(net, upstream, tmp_
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_service__stops_after_the_client_left__lets_the_call_end(net, upstream, tmp_path, stream):
-    settings = settings_for(upstream.base_url, tmp_path / "waterfall.db")
-    upstream.permits = asyncio.Semaphore(2 if stream else 0)
-    async with contextlib.AsyncExitStack() as stack:
-        client = await stack.enter_async_context(running(net, settings))
+async def test_service__stops_after_the_client_left__lets_the_call_end(net, upstream, database, stream):
+    settings = settings_for(upstream.base_url, database)
+    async with contextlib.AsyncExitStack() as service:
+        client = await service.enter_async_context(running(net, settings))
         account, key = await client.open_account(micro_usd=DEPOSIT)
-        reader, writer = await connect(client.url)
-        writer.write(raw_request(key, stream=stream))
-        await upstream.until("chunks" if stream else "started", 2 if stream else 1)
+        reader, writer = await under_way(client, upstream, key, stream)
         if stream:
             await reader.readuntil(b"Hel")
         writer.transport.abort()
-        stopping = asyncio.create_task(stack.aclose())
-        async with asyncio.timeout(10):
-            while await accepts(client.url):
-                await asyncio.sleep(0.01)
-        for _ in range(CHUNKS):
-            upstream.permits.release()
-        await stopping
+        await (await begin_stop(service, client, upstream))
 
     async with running(net, settings) as client:
         assert (await client.ended(account))["cost"] == FULL
         await client.check_books(account, DEPOSIT, FULL)
+
+
+async def under_way(client, upstream, key, stream):
+    """A call that the upstream goes on with only when it is let; its connection."""
+    upstream.permits = asyncio.Semaphore(2 if stream else 0)
+    reader, writer = await connect(client.url)
+    writer.write(raw_request(key, stream=stream))
+    await upstream.until("chunks" if stream else "started", 2 if stream else 1)
+    return reader, writer
+
+
+async def begin_stop(service, client, upstream):
+    """Begin to stop, and let the upstream go on once no new connection is taken; the task of stopping."""
+    stopping = asyncio.create_task(service.aclose())
+    async with asyncio.timeout(10):
+        while await accepts(client.url):
+            await asyncio.sleep(0.01)
+    for _ in range(CHUNKS):
+        upstream.permits.release()
+    return stopping
 
 
 async def accepts(url: str) -> bool:
@@ -459,10 +467,8 @@ async def accepts(url: str) -> bool:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_service__stops_and_a_call_does_not_end__closes_its_hold(net, upstream, tmp_path, stream):
-    settings = settings_for(
-        upstream.base_url, tmp_path / "waterfall.db", timeout_seconds=60, drain_seconds=0.3
-    )
+async def test_service__stops_and_a_call_does_not_end__closes_its_hold(net, upstream, database, stream):
+    settings = settings_for(upstream.base_url, database, timeout_seconds=60, drain_seconds=0.3)
     upstream.behaviour = streams(lambda body: stream_chunks(body)[:3], "stalled") if stream else stalls
     async with running(net, settings) as client:
         account, key = await client.open_account(micro_usd=DEPOSIT)

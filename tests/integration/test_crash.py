@@ -3,101 +3,26 @@
 import asyncio
 import contextlib
 import json
-import os
-import re
-import signal
-import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
+import psycopg
 import pytest
-from service import ADMIN_KEY, MICRO, Client, running, settings_for
+from processes import served, waterfall, write_config
+from service import Client, running, settings_for
 
 from waterfall.devnet import deploy
 from waterfall.money import parse_usd
 from waterfall.receipts import bytes_hash
 
-WATERFALL = Path(sys.executable).with_name("waterfall")
-# The keys of anvil's first accounts, which everybody knows.
-KEYS = {
-    "WATERFALL_METER_KEY": "0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d",
-    "WATERFALL_GAS_KEY": "0x5de4111afa1a4b94908f83103eb1f1706367c2e68ca870fc3fb9a804cdab365a",
-    "WATERFALL_OWNER_KEY": "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80",
-    "WATERFALL_LABEL_SALT": "salt",
-    "WATERFALL_ADMIN_KEY": ADMIN_KEY,
-}
-
-
-def write_config(folder: Path, net, upstream) -> Path:
-    config = folder / "waterfall.toml"
-    config.write_text(
-        f"""
-database = "sqlite:///{folder / "waterfall.db"}"
-[gateway]
-port = 0
-[chain]
-rpc_url = "{net.anvil.rpc_url}"
-chain_id = {net.chain.chain_id}
-vault = "{net.chain.vault}"
-platform = {net.chain.platform}
-finality = "latest"
-poll_seconds = 0.02
-[keys]
-owner = "env:WATERFALL_OWNER_KEY"
-[upstreams.local]
-kind = "openai"
-base_url = "{upstream.base_url}"
-[models.micro]
-upstream = "local"
-input_usd_per_mtok = "{MICRO["input_usd_per_mtok"]}"
-output_usd_per_mtok = "{MICRO["output_usd_per_mtok"]}"
-"""
-    )
-    return config
-
-
-class Served:
-    """`waterfall serve` as a process."""
-
-    def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
-        self.process = process
-        self.url = url
-
-    async def kill(self) -> None:
-        self.process.kill()
-        await self.process.wait()
-
-
-@contextlib.asynccontextmanager
-async def served(config: Path) -> AsyncIterator[Served]:
-    process = await asyncio.create_subprocess_exec(
-        WATERFALL, "serve", "--config", config, env={**os.environ, **KEYS}, stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        async with asyncio.timeout(30):
-            seen = b""
-            while not (found := re.search(rb"at (http://\S+)", seen)):
-                line = await process.stderr.readline()
-                assert line, f"it ended: {seen.decode()}"
-                seen += line
-        draining = asyncio.create_task(process.stderr.read())
-        yield Served(process, found.group(1).decode())
-        draining.cancel()
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(30):
-                await process.wait()
-
 
 @pytest.mark.parametrize("rounds", [(60,), (10, 5, 15)], ids=["once", "three times"])
 async def test_calls__process_killed_among_a_hundred__each_charged_once_or_listed_as_lost(
-    net, upstream, tmp_path, rounds
+    net, upstream, tmp_path, rounds, database
 ):
     """Peers lose charges at shutdown (LiteLLM #38157) or charge twice on recovery."""
     upstream.delay = 0.05
-    config = write_config(tmp_path, net, upstream)
+    config = write_config(tmp_path, net, upstream, database)
     answered: set[str] = set()
     sent: set[str] = set()
     account: dict = {}
@@ -155,19 +80,19 @@ async def test_calls__process_killed_among_a_hundred__each_charged_once_or_liste
     assert (await net.vault.account(net.chain.platform, account["id"])).balance == parse_usd("1") - charged
 
 
-async def test_service__second_on_the_same_ledger__refuses_to_start(net, upstream, tmp_path):
-    config = write_config(tmp_path, net, upstream)
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+async def test_service__second_on_the_same_ledger__refuses_to_start(net, upstream, tmp_path, database):
+    config = write_config(tmp_path, net, upstream, database)
     async with served(config):
-        second = await asyncio.create_subprocess_exec(
-            WATERFALL, "serve", "--config", config, env={**os.environ, **KEYS}, stderr=asyncio.subprocess.PIPE
-        )
-        _, said = await second.communicate()
-    assert second.returncode == 1
-    assert said.decode().strip().endswith("in use by another process.")
+        code, _, complained = await waterfall("serve", "--config", config)
+    assert code == 1
+    assert complained.strip().endswith("in use by another process.")
 
 
-async def test_database__deleted__every_balance_is_rebuilt_under_a_new_epoch(net, upstream, tmp_path):
-    settings = settings_for(upstream.base_url, tmp_path / "waterfall.db")
+async def test_database__deleted__every_balance_is_rebuilt_under_a_new_epoch(
+    net, upstream, tmp_path, database
+):
+    settings = settings_for(upstream.base_url, database)
     async with running(net, settings) as client:
         epoch = client.ledger.epoch
         account, key = await client.open_account("ada", micro_usd=1_000_000)
@@ -176,8 +101,7 @@ async def test_database__deleted__every_balance_is_rebuilt_under_a_new_epoch(net
         before = await client.settled(account["id"])
         await client.request("PUT", f"/api/accounts/{account['id']}/policy", json={"max_per_charge": "0.5"})
         await client.until(account["id"], lambda a: a["wanted_policy"] is None)
-    for file in tmp_path.glob("waterfall.db*"):
-        file.unlink()
+    lose(database)
 
     async with running(net, settings) as client:
         assert client.ledger.epoch != epoch
@@ -196,19 +120,27 @@ async def test_database__deleted__every_balance_is_rebuilt_under_a_new_epoch(net
     )
 
 
-async def test_rebuild__in_place__keeps_what_the_chain_cannot_know(net, upstream, tmp_path):
-    settings = settings_for(upstream.base_url, tmp_path / "waterfall.db")
+def lose(database: str) -> None:
+    """Nothing of a database is left."""
+    if database.startswith("sqlite"):
+        for file in Path(database.removeprefix("sqlite:///")).parent.glob("waterfall.db*"):
+            file.unlink()
+    else:
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+
+
+async def test_rebuild__in_place__keeps_what_the_chain_cannot_know(net, upstream, tmp_path, database):
+    settings = settings_for(upstream.base_url, database)
     async with running(net, settings) as client:
         account, key = await client.open_account("ada", micro_usd=1_000_000)
         _, _, headers = await client.chat(key)
         before = await client.settled(account["id"])
 
-    command = [WATERFALL, "rebuild", "--json", "--config", write_config(tmp_path, net, upstream)]
-    rebuild = await asyncio.create_subprocess_exec(
-        *command, env={**os.environ, **KEYS}, stdout=asyncio.subprocess.PIPE
-    )
-    said, _ = await rebuild.communicate()
-    assert rebuild.returncode == 0
+    config = write_config(tmp_path, net, upstream, database)
+    code, said, complained = await waterfall("rebuild", "--json", "--config", config)
+    assert code == 0, complained
     result = json.loads(said)
     assert result["epoch"] != result["epoch_before"]
     assert (result["balance"], result["unsettled"], result["held"]) == (before["balance"], "0.00", "0.00")
@@ -221,8 +153,8 @@ async def test_rebuild__in_place__keeps_what_the_chain_cannot_know(net, upstream
         await client.settled(account["id"])
 
 
-async def test_chain__restarted_empty__is_noticed_and_nothing_is_authorised(net, upstream, tmp_path):
-    settings = settings_for(upstream.base_url, tmp_path / "waterfall.db")
+async def test_chain__restarted_empty__is_noticed_and_nothing_is_authorised(net, upstream, database):
+    settings = settings_for(upstream.base_url, database)
     async with running(net, settings) as client:
         _, key = await client.open_account(micro_usd=1_000_000)
         await net.anvil.rpc.call("anvil_reset")

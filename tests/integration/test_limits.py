@@ -2,13 +2,12 @@
 
 import asyncio
 import contextlib
-import sqlite3
 
 import pytest
-from service import running, settings_for
+from service import ADMIN_KEY, running, settings_for
 from sse import error_of, events_of
 
-from waterfall.ledger import journal
+from waterfall.ledger import journal, schema
 from waterfall.money import format_usd, parse_usd
 
 DEPOSIT = 1_000_000
@@ -213,10 +212,10 @@ async def test_funds__held_by_a_running_call__are_told_apart(client, upstream):
     await client.check_books(account, maximum // 10**6, "0.000017")
 
 
-async def test_deposit__not_final__is_shown_and_not_spendable(net, upstream, tmp_path):
+async def test_deposit__not_final__is_shown_and_not_spendable(net, upstream, database):
     """Peers let an unconfirmed deposit be spent and then reorganised away (x402 #2559, #3464)."""
     careful = type(net)(net.anvil, net.chain.model_copy(update={"finality": "finalized"}), net.token)
-    async with running(careful, settings_for(upstream.base_url, tmp_path / "waterfall.db")) as client:
+    async with running(careful, settings_for(upstream.base_url, database)) as client:
         account, key = await client.open_account(micro_usd=DEPOSIT)
         shown = await client.account(account["id"])
         assert (shown["balance"], shown["pending"], shown["available"]) == ("1.00", "1.00", "0.00")
@@ -233,8 +232,8 @@ async def test_deposit__not_final__is_shown_and_not_spendable(net, upstream, tmp
 # ── A chain or a ledger that fails ───────────────────────────────────────────────────────────────────
 
 
-async def test_chain__silent_for_too_long__no_call_is_authorised(net, upstream, tmp_path):
-    settings = settings_for(upstream.base_url, tmp_path / "waterfall.db", max_projection_age_seconds=0.5)
+async def test_chain__silent_for_too_long__no_call_is_authorised(net, upstream, database):
+    settings = settings_for(upstream.base_url, database, max_projection_age_seconds=0.5)
     async with running(net, settings) as client:
         account, key = await client.open_account(micro_usd=DEPOSIT)
         assert (await client.chat(key))[0] == 200
@@ -259,35 +258,56 @@ async def test_chain__silent_for_too_long__no_call_is_authorised(net, upstream, 
         assert (await client.account(account["id"]))["held"] == "0.00"  # reading goes on
 
 
+_BREAK = {
+    "sqlite": ["CREATE TRIGGER broken BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'disk full'); END"],
+    "postgresql": [
+        "CREATE FUNCTION break() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'disk full'; END $$",
+        "CREATE TRIGGER broken BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION break()",
+    ],
+}
+_MEND = {
+    "sqlite": ["DROP TRIGGER broken"],
+    "postgresql": ["DROP TRIGGER broken ON {table}", "DROP FUNCTION break"],
+}
+
+
 @contextlib.contextmanager
-def broken(database, table: str):
+def broken(ledger, table: str):
     """Every row that is added to a table fails, as on a full disk."""
-    with contextlib.closing(sqlite3.connect(database, timeout=10, isolation_level=None)) as connection:
-        connection.execute(
-            f"CREATE TRIGGER broken BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'disk full'); END"
-        )
-        try:
-            yield
-        finally:
-            connection.execute("DROP TRIGGER broken")
+    engine = ledger._database.engine  # noqa: SLF001
+
+    def execute(statements):
+        with engine.begin() as connection:
+            for statement in statements[engine.dialect.name]:
+                connection.exec_driver_sql(statement.format(table=table))
+
+    execute(_BREAK)
+    try:
+        yield
+    finally:
+        execute(_MEND)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_ledger__cannot_hold__refuses_and_calls_nobody(client, upstream, tmp_path, stream):
+async def test_ledger__cannot_hold__refuses_and_calls_nobody(client, upstream, stream):
     """Peers fail open when their store fails (LiteLLM #33923)."""
     account, key = await client.open_account(micro_usd=DEPOSIT)
-    with broken(tmp_path / "waterfall.db", "holds"):
+    with broken(client.ledger, "holds"):
         status, body, _ = await client.chat(key, stream=stream)
+        headers = {"X-Waterfall-Account": account["id"]}
+        _, to_platform, _ = await client.chat(ADMIN_KEY, stream=stream, headers=headers)
     assert (status, body["error"]["code"]) == (503, "ledger_error")
+    assert "disk full" not in str(body), "the database's words are for the platform only"
+    assert "disk full" in to_platform["error"]["message"]
     assert upstream.counts["started"] == 0
     assert (await client.chat(key, stream=stream))[0] == 200
     await client.check_books(account, DEPOSIT, "0.000017")
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_ledger__cannot_capture__keeps_the_answers_end_until_it_can(client, upstream, tmp_path, stream):
+async def test_ledger__cannot_capture__keeps_the_answers_end_until_it_can(client, upstream, stream):
     account, key = await client.open_account(micro_usd=DEPOSIT)
-    with broken(tmp_path / "waterfall.db", "charges"):
+    with broken(client.ledger, "charges"):
         call = asyncio.create_task(client.chat(key, stream=stream))
         await upstream.until("answered", 1)
         done, _ = await asyncio.wait([call], timeout=0.4)
@@ -300,9 +320,9 @@ async def test_ledger__cannot_capture__keeps_the_answers_end_until_it_can(client
     await client.check_books(account, DEPOSIT, "0.000017")
 
 
-async def test_ledger__cannot_capture_what_its_client_left__charges_it_later(client, upstream, tmp_path):
+async def test_ledger__cannot_capture_what_its_client_left__charges_it_later(client, upstream):
     account, key = await client.open_account(micro_usd=DEPOSIT)
-    with broken(tmp_path / "waterfall.db", "charges"):
+    with broken(client.ledger, "charges"):
         async with client.streaming(key) as response:
             await response.content.readany()
         await upstream.until("answered", 1)
@@ -311,17 +331,27 @@ async def test_ledger__cannot_capture_what_its_client_left__charges_it_later(cli
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_hold__taken_for_abandoned_while_its_call_runs__is_lost_not_charged_not_tried_again(
+async def test_hold__taken_for_abandoned_while_its_call_runs__is_charged_all_the_same(
     client, upstream, stream
 ):
     account, key = await client.open_account(micro_usd=DEPOSIT)
-    upstream.permits = asyncio.Semaphore(0)
-    call = asyncio.create_task(client.chat(key, stream=stream))
-    await upstream.until("started", 1)
-    later = journal.now_ms() + 10**9  # as after a lease in which the process stood still
-    assert await client.ledger.write(lambda tx: journal.lose_open_holds(tx, "x", lease_before=later)) == 1
-    for _ in range(10):
-        upstream.permits.release()
+    async with abandoned(client, upstream, key, stream) as call:
+        pass
+    assert (await call)[0] == 200
+    await client.check_books(account, DEPOSIT, "0.000017")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_hold__taken_for_abandoned_and_its_money_spent__is_lost_and_not_tried_again(
+    client, upstream, stream
+):
+    account, key = await client.open_account(micro_usd=DEPOSIT)
+    async with abandoned(client, upstream, key, stream) as call:
+        spend = {"account": account["id"], "amount": format_usd(DEPOSIT * 10**6)}
+        status, _, _ = await client.request(
+            "POST", "/api/charges", headers={"Idempotency-Key": "all"}, json=spend
+        )
+        assert status == 202
 
     status, body, headers = await call
 
@@ -330,5 +360,19 @@ async def test_hold__taken_for_abandoned_while_its_call_runs__is_lost_not_charge
     else:
         assert (status, body["error"]["code"]) == (409, "hold_not_open")
         assert headers["x-should-retry"] == "false"
-    assert (await client.ended(account))["status"] == "lost"
-    await client.check_books(account, DEPOSIT, "0")
+    assert [c["status"] for c in await client.calls(account, status="lost")] == ["lost"]
+    await client.check_books(account, DEPOSIT, format_usd(DEPOSIT * 10**6))
+
+
+@contextlib.asynccontextmanager
+async def abandoned(client, upstream, key, stream):
+    """A call whose hold is closed while it runs, as after a lease in which its process stood still."""
+    upstream.permits = asyncio.Semaphore(0)
+    call = asyncio.create_task(client.chat(key, stream=stream))
+    await upstream.until("started", 1)
+    past = schema.holds.update().values(lease_until=0)
+    await client.ledger.write(lambda tx: tx.run(past))
+    assert await client.ledger.write(journal.lose_abandoned_holds) == 1
+    yield call
+    for _ in range(10):
+        upstream.permits.release()

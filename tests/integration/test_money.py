@@ -139,8 +139,8 @@ async def test_charges__metered_elsewhere__once_per_key(client, net):
         await verify(parse(await client.receipt(receipt_id)), net.vault, net.chain.chain_id)
 
 
-async def test_charge__repeated_when_its_model_is_gone__is_the_same_receipt(net, upstream, tmp_path):
-    settings = settings_for(upstream.base_url, tmp_path / "waterfall.db")
+async def test_charge__repeated_when_its_model_is_gone__is_the_same_receipt(net, upstream, database):
+    settings = settings_for(upstream.base_url, database)
     asked = {"headers": {"Idempotency-Key": "order 1"}}
     async with running(net, settings) as client:
         account, _ = await client.open_account(micro_usd=1_000_000)

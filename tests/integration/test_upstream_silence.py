@@ -16,11 +16,11 @@ DEPOSIT = 1_000_000
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_upstream__down__is_said_and_may_be_tried_again(net, tmp_path, stream):
+async def test_upstream__down__is_said_and_may_be_tried_again(net, database, stream):
     with socket.socket() as unused:  # bound and not listening: nobody else gets the port, all are refused
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
-        async with running(net, settings_for(url, tmp_path / "waterfall.db")) as client:
+        async with running(net, settings_for(url, database)) as client:
             account, key = await client.open_account(micro_usd=DEPOSIT)
 
             status, body, headers = await client.chat(key, stream=stream)
@@ -32,9 +32,9 @@ async def test_upstream__down__is_said_and_may_be_tried_again(net, tmp_path, str
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_upstream__silent__times_out_and_is_lost(net, upstream, tmp_path, stream):
+async def test_upstream__silent__times_out_and_is_lost(net, upstream, database, stream):
     upstream.behaviour = stalls
-    settings = settings_for(upstream.base_url, tmp_path / "waterfall.db", timeout_seconds=0.3)
+    settings = settings_for(upstream.base_url, database, timeout_seconds=0.3)
     async with running(net, settings) as client:
         account, key = await client.open_account(micro_usd=DEPOSIT)
 
@@ -52,10 +52,10 @@ def large_request() -> io.BytesIO:
     return io.BytesIO(json.dumps({"model": "micro", "messages": messages, "max_tokens": 1}).encode())
 
 
-async def test_upstream__deaf_to_a_large_request__times_out_and_is_lost(net, tmp_path):
+async def test_upstream__deaf_to_a_large_request__times_out_and_is_lost(net, database):
     async with (
         deaf_server() as url,
-        running(net, settings_for(url, tmp_path / "waterfall.db", timeout_seconds=0.3)) as client,
+        running(net, settings_for(url, database, timeout_seconds=0.3)) as client,
     ):
         account, key = await client.open_account(micro_usd=100 * DEPOSIT)
         async with asyncio.timeout(20):
@@ -68,9 +68,9 @@ async def test_upstream__deaf_to_a_large_request__times_out_and_is_lost(net, tmp
         await client.check_books(account, 100 * DEPOSIT, "0")
 
 
-async def test_service__stops_while_an_upstream_is_deaf__does_not_wait_for_it(net, tmp_path):
+async def test_service__stops_while_an_upstream_is_deaf__does_not_wait_for_it(net, database):
     async with deaf_server() as url:
-        settings = settings_for(url, tmp_path / "waterfall.db", timeout_seconds=60, drain_seconds=0.3)
+        settings = settings_for(url, database, timeout_seconds=60, drain_seconds=0.3)
         async with running(net, settings) as client:
             account, key = await client.open_account(micro_usd=100 * DEPOSIT)
             call = asyncio.create_task(
@@ -85,9 +85,9 @@ async def test_service__stops_while_an_upstream_is_deaf__does_not_wait_for_it(ne
         await client.check_books(account, 100 * DEPOSIT, "0")
 
 
-async def test_connection__closed_by_the_upstream_while_idle__is_not_used_again(net, tmp_path):
+async def test_connection__closed_by_the_upstream_while_idle__is_not_used_again(net, database):
     async with ScriptedUpstream(keepalive_seconds=0.05) as upstream:
-        settings = settings_for(upstream.base_url, tmp_path / "waterfall.db")
+        settings = settings_for(upstream.base_url, database)
         async with running(net, settings) as client:
             account, key = await client.open_account(micro_usd=DEPOSIT)
             for number in range(1, 5):
@@ -100,10 +100,10 @@ async def test_connection__closed_by_the_upstream_while_idle__is_not_used_again(
 
 @pytest.mark.parametrize("sent", [0, 3])
 async def test_stream__stalled__ends_with_an_error_and_is_charged_as_far_as_it_came(
-    net, upstream, tmp_path, sent
+    net, upstream, database, sent
 ):
     upstream.behaviour = streams(lambda body: stream_chunks(body)[:sent], "stalled")
-    settings = settings_for(upstream.base_url, tmp_path / "waterfall.db", timeout_seconds=0.3)
+    settings = settings_for(upstream.base_url, database, timeout_seconds=0.3)
     async with running(net, settings) as client:
         account, key = await client.open_account(micro_usd=DEPOSIT)
 
@@ -117,10 +117,10 @@ async def test_stream__stalled__ends_with_an_error_and_is_charged_as_far_as_it_c
         await client.check_books(account, DEPOSIT, call["cost"] or "0")
 
 
-async def test_stream__longer_than_any_limit_on_silence__is_not_cut(net, upstream, tmp_path):
+async def test_stream__longer_than_any_limit_on_silence__is_not_cut(net, upstream, database):
     upstream.behaviour = streams(lambda body: stream_chunks(body, "x" * 30))
     upstream.pause = 0.08
-    settings = settings_for(upstream.base_url, tmp_path / "waterfall.db", timeout_seconds=0.5)
+    settings = settings_for(upstream.base_url, database, timeout_seconds=0.5)
     async with running(net, settings) as client:
         account, key = await client.open_account(micro_usd=DEPOSIT)
 
@@ -130,10 +130,10 @@ async def test_stream__longer_than_any_limit_on_silence__is_not_cut(net, upstrea
         await client.check_books(account, DEPOSIT, "0.000017")
 
 
-async def test_cookies__of_an_upstream__are_not_sent_with_other_calls(net, upstream, tmp_path):
+async def test_cookies__of_an_upstream__are_not_sent_with_other_calls(net, upstream, database):
     url = upstream.base_url.replace("127.0.0.1", "localhost")  # no cookie is kept for a bare address
     upstream.behaviour = answers(completion({"model": "micro"}), headers={"Set-Cookie": "who=ada; Path=/"})
-    async with running(net, settings_for(url, tmp_path / "waterfall.db")) as client:
+    async with running(net, settings_for(url, database)) as client:
         _, key = await client.open_account(micro_usd=DEPOSIT)
 
         assert [(await client.chat(key))[0] for _ in range(2)] == [200, 200]

@@ -1,4 +1,4 @@
-"""A ledger in a real SQLite file, one account in it, and what makes receipts for it."""
+"""A ledger in a real SQLite file and in a real PostgreSQL, one account in it, and what makes receipts for it."""
 
 import logging
 
@@ -32,8 +32,14 @@ structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.
 
 
 @pytest.fixture
-def url(tmp_path):
+def sqlite_url(tmp_path):
     return f"sqlite:///{tmp_path}/waterfall.db"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request):
+    """A new database of either kind."""
+    return request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
 
 
 @pytest.fixture
@@ -60,7 +66,7 @@ def ledger(open_ledger):
 @pytest.fixture
 async def desk(ledger):
     """A ledger with one funded account, and hands to work with it."""
-    await ledger.apply([(GENESIS, [])], spendable=GENESIS.number, final=GENESIS.number)
+    await ledger.view.apply([(GENESIS, [])], spendable=GENESIS.number, final=GENESIS.number)
     desk = Desk(ledger, METER)
     await desk.apply(block(1, BLOCK_TIME), deposited(desk.account, FUNDED))
     return desk

@@ -6,6 +6,7 @@ demand can be scripted: answers that never come, transactions that vanish, block
 
 import copy
 import hashlib
+import zlib
 from collections import defaultdict
 from dataclasses import astuple, dataclass, field
 
@@ -14,7 +15,7 @@ from eth_account import Account
 from eth_account.typed_transactions import TypedTransaction
 from eth_hash.auto import keccak
 from hexbytes import HexBytes
-from making import BLOCK_TIME, CHAIN_ID, METER, PLATFORM, TOKEN, VAULT
+from making import BLOCK_TIME, CHAIN_ID, METER, PLATFORM, TOKEN, VAULT, policy_set
 
 from waterfall.chain import artifacts, events, vault
 from waterfall.chain.rpc import RpcError, RpcUnavailable
@@ -26,6 +27,7 @@ SECONDS = 12
 MAX_DEADLINE = 3600
 EXIT_DELAY = 86_400
 CREDIT_PER_TOKEN = 10**6
+GAS_PRICE_ORACLE = "0x420000000000000000000000000000000000000f"
 BASE_FEE, TIP = 10**9, 10**8
 _INDEXED = {
     item["name"]: sum(part["indexed"] for part in item["inputs"])
@@ -87,18 +89,7 @@ class State:
         state.spent = spent if windowed else 0
         state.window = self.timestamp // policy.window_seconds if windowed else 0
         state.policy = policy
-        limits = (
-            (policy.max_per_charge is not None)
-            + 2 * (policy.max_per_window is not None)
-            + 4 * (policy.expires_at is not None)
-        )
-        values = (
-            policy.max_per_charge or 0,
-            policy.max_per_window or 0,
-            policy.window_seconds or 0,
-            policy.expires_at or 0,
-        )
-        return [events.PolicySet(PLATFORM, account, limits, *values)]
+        return [policy_set(account, policy)]
 
     def settle(self, charges):
         """Charges are made, one by one."""
@@ -219,7 +210,20 @@ class FakeChain:
         self.asked = []
         self.range_limit = 10**9
         self.base_fee, self.tip = BASE_FEE, TIP
+        self.wei = defaultdict(lambda: 10**21)
+        """What each key has to pay for gas with."""
+        self.poison = set()
+        """Ids of charges that revert any batch they are in."""
+        self.deceives = False
+        """Whether that is to be seen in blocks only, not in calls."""
+        self.l1_fee = 0
+        self.l1_fee_per_byte = 0
+        """What an OP-stack chain says it takes for data; 0: it is another chain."""
+        self.refuses_sweeps = self.refuses_policies = False
+        self.most_charges = 10**9
+        """A batch of more runs out of gas."""
         self._scripted = defaultdict(list)
+        self._mining, self._out_of_gas = None, set()
         self._forks = 0
         state = State()
         self.blocks = [FakeBlock(0, self._hash(0, "0x"), "0x" + "00" * 32, BLOCK_TIME, state)]
@@ -317,6 +321,17 @@ class FakeChain:
             return answer
         return copy.deepcopy(getattr(self, "_" + method)(*parameters))
 
+    async def batch(self, calls):
+        """Answer many, each by itself."""
+
+        async def one(method, parameters):
+            try:
+                return await self.call(method, *parameters)
+            except RpcError as error:
+                return error
+
+        return [await one(*call) for call in calls]
+
     async def close(self):
         """Nothing is open."""
 
@@ -326,11 +341,15 @@ class FakeChain:
     def _eth_getBlockByNumber(self, which, _):  # noqa: N802
         depth = {"latest": 0, "safe": self.safe_depth, "finalized": self.final_depth}.get(which, 0)
         if depth is None:
-            raise RpcError(method="eth_getBlockByNumber", reason=f"unknown block tag {which}", data=None)
+            reason = "invalid argument 0: hex string without 0x prefix"
+            raise RpcError(method="eth_getBlockByNumber", reason=reason, data=None, code=-32602)
         number = max(0, self.head.number - depth) if not which.startswith("0x") else int(which, 16)
-        if number > self.head.number:
-            return None
-        block = self.blocks[number]
+        return None if number > self.head.number else self._shown(self.blocks[number])
+
+    def _eth_getBlockByHash(self, hash_, _):  # noqa: N802
+        return next((self._shown(block) for block in self.blocks if block.hash == hash_), None)
+
+    def _shown(self, block):
         return {
             "number": hex(block.number),
             "hash": block.hash,
@@ -366,6 +385,9 @@ class FakeChain:
         while which == "pending" and (address, nonce) in self.pending:
             nonce += 1
         return hex(nonce)
+
+    def _eth_getBalance(self, address, _):  # noqa: N802
+        return hex(self.wei[address])
 
     def _eth_maxPriorityFeePerGas(self):  # noqa: N802
         return hex(self.tip)
@@ -405,18 +427,28 @@ class FakeChain:
                         "blockNumber": hex(block.number),
                         "blockHash": block.hash,
                         "status": "0x1" if succeeded else "0x0",
-                        "gasUsed": hex(50_000),
+                        "gasUsed": hex(transaction.gas if hash_ in self._out_of_gas else 50_000),
+                        "logs": [log for log in block.logs if log["transactionHash"] == hash_],
                     }
         return None
 
+    def l1_fee_for(self, transaction):
+        """What a transaction's data costs, which is compressed for it, as OP-stack chains do since Fjord."""
+        return self.l1_fee_per_byte * len(zlib.compress(transaction))
+
     def _eth_call(self, call, _):
         data = bytes.fromhex(call["data"][2:])
+        if call["to"] == GAS_PRICE_ORACLE:
+            fee = self.l1_fee + self.l1_fee_for(decode(["bytes"], data[4:])[0])
+            return f"0x{fee:064x}" if fee else "0x"
         if call["to"] == TOKEN:
             (holder,) = decode(["address"], data[4:])
             return "0x" + encode(["uint256"], [self.state.tokens[holder]]).hex()
         try:
             self._run(copy.deepcopy(self.state), data)
         except Reverted as error:
+            if str(error) == "OutOfGas":
+                raise RpcError(method="eth_call", reason="out of gas", data=None) from None
             raise RpcError(method="eth_call", reason="execution reverted", data=error.data) from None
         return "0x"
 
@@ -433,11 +465,13 @@ class FakeChain:
 
     def _execute(self, block, transaction):
         block.state.nonces[transaction.sender] += 1
-        before = copy.deepcopy(block.state)
+        before, self._mining = copy.deepcopy(block.state), block.state
         try:
             emitted = self._run(block.state, transaction.calldata)
-        except Reverted:
+        except Reverted as error:
             block.state, succeeded = before, False
+            if str(error) == "OutOfGas":
+                self._out_of_gas.add(transaction.hash)
         else:
             succeeded = True
             self._emit(block, transaction.hash, emitted)
@@ -464,16 +498,24 @@ class FakeChain:
         meter = recover(settlement_digest(Domain(CHAIN_ID, VAULT), platform, batch, deadline), signature)
         if meter not in self.meters:
             raise Reverted("NotAMeter(uint128,address)", ["uint128", "address"], [platform, meter])
+        if len(batch) > self.most_charges:
+            raise Reverted("OutOfGas")
+        if any(charge.id in self.poison for charge in batch) and not (
+            self.deceives and state is not self._mining
+        ):
+            raise Reverted("Panic(uint256)", ["uint256"], [0x11])
         return state.settle(batch)
 
     def _set_policy(self, state, _platform, account, limits, values):
+        if self.refuses_policies:
+            raise Reverted("NotPlatformOwner()")
         return state.set_policy("0x" + account.hex(), vault.policy_of(limits, *values))
 
     def _sweep(self, state, platform, owner, label):
         label = "0x" + label.hex()
         source = vault.deposit_address(VAULT, vault.account_id(platform, owner, label))
         tokens, state.tokens[source] = state.tokens[source], 0
-        if tokens == 0:
+        if tokens == 0 or self.refuses_sweeps:
             raise Reverted("ZeroAmount()")
         return state.deposit(tokens * CREDIT_PER_TOKEN, owner=owner, label=label, payer=source)
 

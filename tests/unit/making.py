@@ -1,9 +1,11 @@
 """The figures and the hands of the unit tests: one platform, its meter, accounts, receipts, blocks."""
 
 import hashlib
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
+import pytest
 import sqlalchemy as sa
 
 from waterfall.chain import events as chain
@@ -12,11 +14,14 @@ from waterfall.chain.vault import NO_CAP, NO_EXPIRY, account_id
 from waterfall.ledger import accounts, journal, schema, slots, views
 from waterfall.ledger.journal import Caller
 from waterfall.ledger.projection import Block
-from waterfall.ledger.slots import Attempt, Slot
+from waterfall.ledger.slots import Attempt, Mined, Slot
 from waterfall.metering import prices
 from waterfall.receipts import Domain, canonical_hash, receipt_digest
 from waterfall.signers import LocalSigner
 from waterfall.types import ZERO_ADDRESS, Charge, RateCard, Rates, SignedReceipt, UsageReceipt
+
+only_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+only_postgres = pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 
 USD = 10**12
 CHAIN_ID = 31337
@@ -25,6 +30,7 @@ TOKEN = "0x" + "70" * 20
 PLATFORM = 2**127 + 5
 METER = LocalSigner(b"\xa1" * 32)
 GAS = LocalSigner(b"\xb2" * 32)
+GAS_TOO = LocalSigner(b"\xb3" * 32)
 OWNER = LocalSigner(b"\xc3" * 32)
 SALT = b"salt"
 DOMAIN = Domain(CHAIN_ID, VAULT)
@@ -71,15 +77,15 @@ def block(number, timestamp=None, fork=""):
     )
 
 
-def deposited(account, amount, entry=1, label="ada", owner=ZERO_ADDRESS):
-    """Credit that arrived for an account."""
+def deposited(account, amount, entry=None, label="ada", owner=ZERO_ADDRESS):
+    """Credit that arrived for an account; as a line of its own in the statement: the next, unless told otherwise."""
     return chain.Deposited(
         PLATFORM, account, "0x" + "99" * 20, owner, accounts.label_hash(SALT, label), amount, entry
     )
 
 
-def charged(charge, entry=2, **changed):
-    """A charge that was settled as it was meant, or not."""
+def charged(charge, entry=None, **changed):
+    """A charge that was settled as it was meant, or not; the statement's next line unless told otherwise."""
     fields = {
         "account": charge.account,
         "id": charge.id,
@@ -89,27 +95,40 @@ def charged(charge, entry=2, **changed):
     return chain.Charged(entry=entry, **{**fields, **changed})
 
 
+def _numbered(event, lines):
+    """The event with its line in the statement; `lines` are how many each account has."""
+    for account, entry in (("source", "source_entry"), ("account", "entry")):
+        if hasattr(event, entry):
+            of, given = getattr(event, account), getattr(event, entry)
+            lines[of] = lines.get(of, 0) + 1 if given is None else given
+            event = replace(event, **{entry: lines[of]})
+    return event
+
+
 def rejected(charge, reason=chain.Rejection.BALANCE):
     """A charge that was left out of its batch."""
     return chain.ChargeRejected(PLATFORM, charge.account, charge.id, reason)
 
 
-def policy_set(account, policy):
-    """The limits of an account from now on."""
+def policy_words(policy):
+    """Limits as the vault takes and shows them: which there are, and each; what is not there is 0."""
     limits = (
         1 * (policy.max_per_charge is not None)
         | 2 * (policy.max_per_window is not None)
         | 4 * (policy.expires_at is not None)
     )
-    return chain.PolicySet(
-        PLATFORM,
-        account,
+    return (
         limits,
         policy.max_per_charge or 0,
         policy.max_per_window or 0,
         policy.window_seconds or 0,
         policy.expires_at or 0,
     )
+
+
+def policy_set(account, policy):
+    """The limits of an account from now on."""
+    return chain.PolicySet(PLATFORM, account, *policy_words(policy))
 
 
 def allowance_set(account, allowance):
@@ -170,13 +189,24 @@ class Desk:
 
     async def apply(self, block, *events, spendable=None, final=0):
         """Project one block; everything in it counts at once unless told otherwise."""
+        lines = {row["account"]: row["entries"] for row in await self.table(schema.wallets)}
         placed = [
-            (chain.Position(block.number, index, word(f"tx {block.hash} {index}")), event)
+            (chain.Position(block.number, index, word(f"tx {block.hash} {index}")), _numbered(event, lines))
             for index, event in enumerate(events)
         ]
         spendable = block.number if spendable is None else spendable
-        await self.ledger.apply([(block, placed)], spendable=spendable, final=final)
+        await self.ledger.view.apply(
+            [(block, placed)], spendable=spendable, final=final, seen_at=time.monotonic()
+        )
         self.blocks.append(block)
+
+    async def close(self, slot, *, number=2, succeeded=True):
+        """A slot's transaction was mined in a block, which is projected; how many charges go back."""
+        if all(block.number != number for block in self.blocks):
+            await self.apply(block(number))
+        its = next(block for block in reversed(self.blocks) if block.number == number)
+        mined = Mined(word("mined"), its.number, its.hash, succeeded)
+        return await self.ledger.write(lambda tx: slots.close_slot(tx, slot, mined))
 
     async def hold(self, amount, *, account=None, model="small", block_time=BLOCK_TIME, expiry_margin=0):
         """Set an amount aside."""

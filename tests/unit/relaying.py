@@ -1,5 +1,6 @@
 """A lane, an indexer and a ledger on the fake chain, with a clock that tests turn."""
 
+import asyncio
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -18,10 +19,14 @@ from making import (
 
 from waterfall.chain.vault import Vault
 from waterfall.ledger import accounts, slots
+from waterfall.settlement import batches, gas, indexer, pace, sweeps
 from waterfall.settlement import lane as lanes
+from waterfall.settlement.batches import Batches
+from waterfall.settlement.finality import Finality
 from waterfall.settlement.indexer import Indexer
 from waterfall.settlement.lane import Lane, LaneSettings
-from waterfall.settlement.work import Batches, Policies
+from waterfall.settlement.policies import Policies
+from waterfall.settlement.sweeps import Sweeps
 
 GWEI = 10**9
 CAP = 100 * GWEI
@@ -30,14 +35,17 @@ ADA, BOB = accounts.label_hash(SALT, "ada"), accounts.label_hash(SALT, "bob")
 
 @dataclass
 class Clock:
-    """The host's clock, as lanes read it."""
+    """Time as settlement reads it."""
 
     seconds: float = 1_000_000
+    host_ahead: float = 0
+    """How far the host's clock was set forward, which nothing may mind."""
 
     def install(self, monkeypatch):
         """Put it in the place of the real one."""
-        monkeypatch.setattr(lanes, "now_ms", lambda: int(1000 * self.seconds))
-        monkeypatch.setattr(lanes, "time", SimpleNamespace(monotonic=lambda: self.seconds))
+        monkeypatch.setattr(lanes, "now_ms", lambda: int(1000 * (self.seconds + self.host_ahead)))
+        for module in (lanes, batches, gas, sweeps, indexer, pace):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.seconds))
         return self
 
 
@@ -50,6 +58,11 @@ class Relay:
     chain: FakeChain = field(default_factory=lambda: FakeChain(final_depth=20))
     most_charges: int = 500
     cap: int = CAP
+    worst_gas: int = 0
+    signers: tuple = (GAS,)
+    finality: object = "latest"
+    interval: float = 0
+    """Seconds between blocks, as batches are told."""
 
     def __post_init__(self):
         self.desk = Desk(self.ledger, METER)
@@ -57,24 +70,34 @@ class Relay:
 
     def start(self):
         """Begin as a process does: with what the database holds and nothing else."""
-        self.indexer = Indexer(
-            Vault(self.chain, VAULT), self.ledger, deployed_block=0, finality="latest", final_depth=64
+        finality = Finality(self.chain, self.finality, 64)
+        self.indexer = Indexer(Vault(self.chain, VAULT), self.ledger, finality, deployed_block=0)
+        self.batches = Batches(
+            self.chain,
+            self.ledger,
+            METER,
+            self.most_charges,
+            is_in_flight=lambda: any(lane.slot is not None for lane in self.lanes),
+            block_interval=lambda: self.interval,
         )
-        self.batches = Batches(self.chain, self.ledger, METER, GAS.address, TOKEN, self.most_charges)
-        self.policies = Policies(self.ledger)
-        self.lane = self._lane("settle", GAS, self.batches)
-        self.policy_lane = self._lane("policy", OWNER, self.policies)
+        self.sweeps = Sweeps(self.chain, self.ledger, TOKEN)
+        self.policies = Policies(self.chain, self.ledger, finality)
+        turn = asyncio.Lock()
+        sources = self.sweeps.overdue, self.batches, self.sweeps
+        self.lanes = [self._lane(signer.address, signer, sources, turn) for signer in self.signers]
+        self.lane = self.lanes[0]
+        self.policy_lane = self._lane("policy", OWNER, (self.policies,), asyncio.Lock())
 
-    def _lane(self, name, signer, work):
+    def _lane(self, name, signer, sources, turn):
         return Lane(
             name=name,
             rpc=self.chain,
             ledger=self.ledger,
             signer=signer,
-            next_work=work.next_work,
-            renew_work=work.renew_work,
-            mined=work.mined,
-            settings=LaneSettings(max_fee_cap=self.cap, rebroadcast_seconds=5, replace_seconds=30),
+            sources=sources,
+            settings=LaneSettings(max_fee_cap=self.cap, worst_gas=self.worst_gas),
+            read_again=self.indexer.read_again,
+            turn=turn,
         )
 
     async def index(self):

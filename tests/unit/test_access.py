@@ -16,9 +16,9 @@ def request(**headers):
 @pytest.fixture
 async def keys(desk):
     """The secrets of an account's key and of the platform's."""
-    await desk.ledger.add_key("wf_ada", account=ACCOUNT, name="ada")
-    await desk.ledger.add_key("wf_admin", account=None, name="admin")
-    return desk.ledger
+    await desk.ledger.keys.add("wf_ada", account=ACCOUNT, name="ada")
+    await desk.ledger.keys.add("wf_admin", account=None, name="admin")
+    return desk.ledger.keys
 
 
 @pytest.mark.parametrize("header", ["Bearer wf_ada", "bearer wf_ada", "BEARER  wf_ada ", "Bearer wf_ada\t"])
@@ -41,13 +41,13 @@ async def test_authenticate__no_header__is_no_key(keys):
 
 
 async def test_authenticate__expired__says_since_when(keys):
-    await keys.add_key("wf_old", account=ACCOUNT, name="old", expires_at=1_700_000_000_000)
+    await keys.add("wf_old", account=ACCOUNT, name="old", expires_at=1_700_000_000_000)
     with pytest.raises(ApiKeyExpired, match="2023-11-14"):
         authenticate(keys, request(authorization="Bearer wf_old"))
 
 
 async def test_authenticate__not_expired_yet__is_good(keys):
-    await keys.add_key("wf_new", account=ACCOUNT, name="new", expires_at=journal.now_ms() + 60_000)
+    await keys.add("wf_new", account=ACCOUNT, name="new", expires_at=journal.now_ms() + 60_000)
     assert authenticate(keys, request(authorization="Bearer wf_new")).key.name == "new"
 
 
@@ -68,7 +68,7 @@ async def test_require__platforms_key__everything(keys):
 
 async def test_payer__accounts_key__its_account_pays(keys):
     caller = payer(keys, request(authorization="Bearer wf_ada"))
-    assert caller == Caller(ACCOUNT, keys.find_key("wf_ada").id)
+    assert caller == Caller(ACCOUNT, keys.find("wf_ada").id)
     assert payer(keys, request(authorization="Bearer wf_ada", x_waterfall_account=ACCOUNT.upper())) == caller
 
 
@@ -79,7 +79,7 @@ async def test_payer__accounts_key_naming_another__is_refused(keys):
 
 async def test_payer__platforms_key__the_named_account_pays(keys):
     caller = payer(keys, request(authorization="Bearer wf_admin", x_waterfall_account=OTHER))
-    assert caller == Caller(OTHER, keys.find_key("wf_admin").id)
+    assert caller == Caller(OTHER, keys.find("wf_admin").id)
 
 
 async def test_payer__platforms_key_naming_nobody__is_refused(keys):

@@ -1,8 +1,22 @@
 import asyncio
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
-from making import ACCOUNT, BLOCK_TIME, CHAIN_ID, FUNDED, METER, OTHER, PLATFORM, USD, VAULT, block, card
+from making import (
+    ACCOUNT,
+    BLOCK_TIME,
+    CHAIN_ID,
+    FUNDED,
+    METER,
+    OTHER,
+    PLATFORM,
+    USD,
+    VAULT,
+    block,
+    card,
+    policy_set,
+)
 
 from waterfall.chain.verify import check_amount
 from waterfall.errors import (
@@ -13,11 +27,12 @@ from waterfall.errors import (
     LedgerError,
     LimitExceeded,
     PolicyExpired,
+    SignerUnavailable,
     Unavailable,
 )
 from waterfall.gateway import calls as rooms
 from waterfall.gateway.calls import Calls, Metered
-from waterfall.ledger import schema
+from waterfall.ledger import journal, schema
 from waterfall.ledger.journal import Caller
 from waterfall.metering import prices
 from waterfall.receipts import bytes_hash, check_signature, price_id
@@ -89,17 +104,17 @@ async def test_sign__host_clock__never_before_the_newest_block(calls, desk, ahea
     await desk.apply(block(2, BLOCK_TIME + ahead if ahead > 0 else BLOCK_TIME + 1))
     held = await calls.hold(CALLER, MODEL, bound())
     await calls.capture(held, MODEL, metered())
-    assert (await desk.call(held)).receipt.receipt.issued_at >= desk.ledger.head.block.timestamp
+    assert (await desk.call(held)).receipt.receipt.issued_at >= desk.ledger.view.head.block.timestamp
 
 
 async def test_capture__database_fails_for_a_moment__is_tried_until_it_is_durable(calls, desk, monkeypatch):
     held = await calls.hold(CALLER, MODEL, bound())
     failures, real, paused = [LedgerError(reason="disk full")] * 3, desk.ledger.capture, []
 
-    async def capture(*arguments):
+    async def capture(*arguments, **options):
         if failures:
             raise failures.pop()
-        return await real(*arguments)
+        return await real(*arguments, **options)
 
     async def sleep(seconds):
         paused.append(seconds)
@@ -112,13 +127,93 @@ async def test_capture__database_fails_for_a_moment__is_tried_until_it_is_durabl
     assert (await desk.wallet()).unsettled == 20 * UNIT
 
 
+async def test_capture__meters_key_is_out_of_reach__is_tried_until_it_signs_and_charged_once(
+    desk, monkeypatch
+):
+    """A key in a service of its own may be unreachable: what was delivered is charged when it is back."""
+    meter = Unreachable(times=2)
+    calls = Calls(desk.ledger, meter, max_projection_age_seconds=60, longest_call_seconds=100)
+    monkeypatch.setattr(rooms, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": no_sleep}))
+    held = await calls.hold(CALLER, MODEL, bound())
+    await calls.capture(held, MODEL, metered())
+    assert meter.times == 0
+    check_signature((await desk.call(held)).receipt)
+    assert await desk.states() == ["queued"]
+
+
+async def test_capture__answered_by_an_error_though_durable__is_charged_once(calls, desk, monkeypatch):
+    """A connection that is lost in a commit says nothing of whether it held."""
+    held, real, lost = await calls.hold(CALLER, MODEL, bound()), desk.ledger.capture, []
+
+    async def capture(*arguments, **options):
+        captured = await real(*arguments, **options)
+        if not lost:
+            lost.append(captured)
+            raise LedgerError(reason="server closed the connection")
+        return captured
+
+    monkeypatch.setattr(desk.ledger, "capture", capture)
+    captured = await calls.capture(held, MODEL, metered())
+    assert captured == lost[0]
+    assert await desk.states() == ["queued"]
+    assert (await desk.wallet()).unsettled == captured.amount
+
+
+async def test_hold__answered_by_an_error_though_durable__is_given_back(calls, desk, monkeypatch):
+    real = desk.ledger.hold
+
+    async def hold(*arguments, **options):
+        await real(*arguments, **options)
+        raise LedgerError(reason="server closed the connection")
+
+    monkeypatch.setattr(desk.ledger, "hold", hold)
+    with pytest.raises(LedgerError):
+        await calls.hold(CALLER, MODEL, bound())
+    await calls.drain(5)
+    (row,) = await desk.table(schema.holds)
+    assert (row["state"], (await desk.wallet()).held) == ("released", 0)
+
+
+class Unreachable:
+    """A key that cannot be asked the first few times."""
+
+    address = METER.address
+
+    def __init__(self, times):
+        self.times = times
+
+    def sign(self, digest):
+        if self.times:
+            self.times -= 1
+            raise SignerUnavailable(reason="no answer")
+        return METER.sign(digest)
+
+
+async def no_sleep(_):
+    pass
+
+
 async def test_capture__hold_taken_away_meanwhile__is_refused_and_not_repeated_for_ever(calls, desk):
     held = await calls.hold(CALLER, MODEL, bound())
-    await desk.ledger.lose(held, "its call was abandoned")
+    await desk.ledger.lose(held, "by another")
     with pytest.raises(HoldNotOpen):
         await calls.capture(held, MODEL, metered())
     assert await state(desk, held) == "lost"
     assert (await desk.wallet()).unsettled == 0
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(60, "lost"), (61, "queued")])
+async def test_capture__hold_closed_as_abandoned__is_charged_only_where_it_still_settles_in_time(
+    calls, desk, seconds, expected
+):
+    held = await calls.hold(CALLER, MODEL, bound())
+    await desk.ledger.write(lambda tx: journal.renew(tx, [held.sequence], -1000))
+    await desk.ledger.write(journal.lose_abandoned_holds)
+    policy = Policy(expires_at=block(2).timestamp + seconds)
+    await desk.apply(block(2), policy_set(ACCOUNT, policy))
+    with nullcontext() if expected == "queued" else pytest.raises(HoldNotOpen):
+        await calls.capture(held, MODEL, metered())
+    assert await state(desk, held) == expected
 
 
 @pytest.mark.parametrize(("end", "expected"), [("release", "released"), ("lose", "lost")])
@@ -171,8 +266,8 @@ async def test_hold__policy__binds(calls, desk):
 
 
 async def test_hold__view_of_the_chain_too_old__nothing_is_held(calls, desk, monkeypatch):
-    seen = desk.ledger.head.seen_at
-    monkeypatch.setattr("waterfall.ledger.store.time", SimpleNamespace(monotonic=lambda: seen + 61))
+    seen = desk.ledger.view.head.seen_at
+    monkeypatch.setattr("waterfall.ledger.chain_view.time", SimpleNamespace(monotonic=lambda: seen + 61))
     with pytest.raises(Unavailable):
         await calls.hold(CALLER, MODEL, bound())
     with pytest.raises(Unavailable):
@@ -233,8 +328,8 @@ async def test_renew_leases__open_holds_only__until_they_end(calls, desk, monkey
     await calls.capture(ended, MODEL, metered())
     renewed, turns = [], []
 
-    async def renew(held):
-        renewed.append(held.sequence)
+    async def renew(running):
+        renewed.append([held.sequence for held in running])
         if len(renewed) == 1:
             raise LedgerError(reason="busy")
 
@@ -247,8 +342,8 @@ async def test_renew_leases__open_holds_only__until_they_end(calls, desk, monkey
     monkeypatch.setattr(rooms, "asyncio", SimpleNamespace(sleep=sleep))
     with pytest.raises(asyncio.CancelledError):
         await calls.renew_leases()
-    assert renewed == [running.sequence] * 3
-    assert set(turns) == {60}
+    assert renewed == [[running.sequence]] * 3
+    assert set(turns) == {12}
 
 
 async def test_drain__running_call__is_waited_for(calls):
@@ -261,6 +356,20 @@ async def test_drain__running_call__is_waited_for(calls):
     calls.start(work())
     await calls.drain(5)
     assert ended == [True]
+
+
+async def test_drain__call_between_two_steps__is_waited_for(calls, desk):
+    """Its hold is written, and what comes next has not begun."""
+    held = await calls.hold(CALLER, MODEL, bound())
+
+    async def go_on():
+        await asyncio.sleep(0.05)
+        await calls.capture(held, MODEL, metered())
+
+    going_on = asyncio.create_task(go_on())
+    await calls.drain(5)
+    assert going_on.done()
+    assert await state(desk, held) == "queued"
 
 
 async def test_drain__call_that_does_not_end__is_waited_for_no_longer_than_told(calls):

@@ -1,6 +1,5 @@
 """The command line against what it does not expect: hostile text, strange servers, early signals, other owners."""
 
-import contextlib
 import io
 import json
 import re
@@ -20,8 +19,8 @@ from waterfall.cli.api import Api
 from waterfall.cli.app import app
 from waterfall.cli.folder import Folder, Kept
 from waterfall.cli.funding import DepositPending
+from waterfall.cli.listening import listening
 from waterfall.cli.output import plain, show_table, table
-from waterfall.cli.service import _listen
 from waterfall.errors import SettingsError
 from waterfall.types import ZERO_ADDRESS
 
@@ -326,18 +325,18 @@ main()
 
 
 def test_listen__port_in_use__names_the_port():
-    with contextlib.closing(_listen("127.0.0.1", 0)) as other:
+    with listening("gateway", "127.0.0.1", 0) as other:
         other.listen()
-        with pytest.raises(SettingsError) as refusal:
-            _listen(*other.getsockname())
+        with pytest.raises(SettingsError) as refusal, listening("gateway", *other.getsockname()):
+            pass
     assert refusal.value.message.startswith("gateway.port: ")
     assert refusal.value.message.endswith("port 0 takes a free one")
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "no.such.host.invalid"])
 def test_listen__address_of_another__names_the_host(host):
-    with pytest.raises(SettingsError, match=r"gateway\.host: .* cannot be listened on: \w+"):
-        _listen(host, 0)
+    with pytest.raises(SettingsError, match=r"metrics\.host: .* cannot be listened on: \w+"):
+        listening("metrics", host, 0).__enter__()
 
 
 # ── Help ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -42,12 +42,6 @@ LABELS = {ACCOUNT: accounts.label_hash(SALT, "ada"), OTHER: accounts.label_hash(
 TIGHT, LOOSE = Policy(max_per_charge=USD), Policy(max_per_charge=2 * USD)
 
 
-async def close(desk, slot, number):
-    await desk.ledger.write(
-        lambda tx: slots.close_slot(tx, slot, tx_hash=word("mined"), block=number, succeeded=True)
-    )
-
-
 # ── Money in ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -65,7 +59,7 @@ async def test_apply__deposit_not_final_yet__is_not_spendable(desk):
     assert (wallet.balance, wallet.pending, wallet.available) == (FUNDED + USD, USD, FUNDED)
     with pytest.raises(InsufficientFunds):
         await desk.hold(FUNDED + 1)
-    await desk.ledger.finalize(spendable=2, final=0)
+    await desk.ledger.view.finalize(spendable=2, final=0)
     assert (await desk.wallet()).pending == 0
     assert (await desk.hold(FUNDED + USD)).amount == FUNDED + USD
 
@@ -74,7 +68,7 @@ async def test_apply__deposits_of_several_blocks__each_counts_at_its_own_time(de
     await desk.apply(block(2), deposited(ACCOUNT, 1), spendable=0)
     await desk.apply(block(3), deposited(ACCOUNT, 2), deposited(ACCOUNT, 4), spendable=0)
     assert (await desk.wallet()).pending == 7
-    await desk.ledger.finalize(spendable=2, final=0)
+    await desk.ledger.view.finalize(spendable=2, final=0)
     assert (await desk.wallet()).pending == 6
     await desk.apply(block(4), spendable=3)
     assert (await desk.wallet()).pending == 0
@@ -97,7 +91,7 @@ async def test_apply__charge_settled__is_never_counted_twice_or_not_at_all(desk)
     wallet = await desk.wallet()
     assert (wallet.balance, wallet.unsettled, wallet.available) == (7 * USD, 0, 7 * USD)
     assert await desk.states() == ["settled"]
-    await desk.ledger.finalize(spendable=2, final=2)
+    await desk.ledger.view.finalize(spendable=2, final=2)
     assert await desk.states() == ["final"]
 
 
@@ -113,9 +107,9 @@ async def test_apply__charge_rejected__stays_a_debt_with_its_reason(desk):
 @pytest.mark.parametrize(
     "event",
     [
-        deposited(ACCOUNT, 1, entry=3),
+        deposited(ACCOUNT, 1),
         policy_set(ACCOUNT, LOOSE),
-        chain_events.ExitCancelled(PLATFORM, ACCOUNT, 1, 3),
+        chain_events.ExitCancelled(PLATFORM, ACCOUNT, 1, None),
     ],
     ids=lambda event: type(event).__name__,
 )
@@ -144,7 +138,7 @@ async def test_apply__charge_rejected_then_settled__counts_once(desk):
 async def test_apply__chain_charged_something_else__is_a_mismatch(desk, change):
     charge = await desk.charge(3 * USD)
     await desk.apply(block(2), charged(charge, **change))
-    (mismatch,) = desk.ledger.mismatches
+    (mismatch,) = desk.ledger.view.mismatches
     assert str(charge.id) in mismatch
     assert (await desk.wallet()).unsettled == 0
 
@@ -153,14 +147,14 @@ async def test_apply__charge_that_this_ledger_never_made__lowers_the_balance_all
     foreign = chain_events.Charged(ACCOUNT, 5, USD, 2, word("r"))
     await desk.apply(block(2), foreign)
     assert (await desk.wallet()).balance == FUNDED - USD
-    assert desk.ledger.mismatches == []
+    assert desk.ledger.view.mismatches == []
 
 
 async def test_apply__charge_of_its_own_epoch_that_it_does_not_know__is_a_mismatch(desk):
     """A database put back from a copy has forgotten what it charged since."""
     charge = await desk.charge(USD)
     await desk.apply(block(2), charged(charge, id=charge.id + 7))
-    (mismatch,) = desk.ledger.mismatches
+    (mismatch,) = desk.ledger.view.mismatches
     assert "older than the chain" in mismatch
     assert (await desk.wallet()).balance == FUNDED - USD
 
@@ -188,7 +182,7 @@ async def test_apply__exit__counts_at_first_sight_and_its_return_once_final(desk
     await desk.apply(block(3), chain_events.ExitCancelled(PLATFORM, ACCOUNT, 4 * USD, 3), spendable=0)
     record = await desk.record()
     assert (record.wallet.balance, record.wallet.available, record.exit_amount) == (FUNDED, 6 * USD, 0)
-    await desk.ledger.finalize(spendable=3, final=0)
+    await desk.ledger.view.finalize(spendable=3, final=0)
     assert (await desk.wallet()).available == FUNDED
 
 
@@ -217,7 +211,7 @@ async def test_apply__looser_policy__binds_as_before_until_it_is_final(desk):
     await desk.apply(block(3), policy_set(ACCOUNT, LOOSE), spendable=2)
     with pytest.raises(LimitExceeded):
         await desk.hold(USD + 1)
-    await desk.ledger.finalize(spendable=3, final=0)
+    await desk.ledger.view.finalize(spendable=3, final=0)
     assert (await desk.hold(2 * USD)).amount == 2 * USD
 
 
@@ -300,14 +294,14 @@ async def test_rewind__settled_charge__is_unsettled_again_and_settles_once(desk)
     charge = await desk.charge(3 * USD)
     slot = await batch(desk, [charge])
     await desk.apply(block(2), charged(charge))
-    await close(desk, slot, 2)
-    await desk.ledger.rewind(block(1))
+    await desk.close(slot)
+    await desk.ledger.view.rewind(block(1))
     wallet = await desk.wallet()
     assert (wallet.balance, wallet.unsettled, wallet.available) == (FUNDED, 3 * USD, 7 * USD)
     assert await desk.states() == ["batched"]
     again = await desk.ledger.read(lambda c: slots.first_open_slot(c, GAS.address))
     assert again.nonce == 0
-    assert await desk.ledger.read(lambda c: slots.batched_charges(c, again)) == [charge]
+    assert await desk.ledger.read(lambda c: slots.batched_charges(c.execute, again)) == [charge]
     await desk.apply(block(2, fork="b"), charged(charge))
     wallet = await desk.wallet()
     assert (wallet.balance, wallet.unsettled) == (7 * USD, 0)
@@ -315,7 +309,7 @@ async def test_rewind__settled_charge__is_unsettled_again_and_settles_once(desk)
 
 async def test_rewind__deposit__is_gone_with_what_was_pending(desk):
     await desk.apply(block(2), deposited(ACCOUNT, USD), spendable=0)
-    await desk.ledger.rewind(block(1))
+    await desk.ledger.view.rewind(block(1))
     wallet = await desk.wallet()
     assert (wallet.balance, wallet.pending) == (FUNDED, 0)
     await desk.apply(block(2, fork="b"), deposited(ACCOUNT, 5), spendable=0)
@@ -325,7 +319,7 @@ async def test_rewind__deposit__is_gone_with_what_was_pending(desk):
 async def test_rewind__spent_deposit_reorged_away__nothing_more_is_authorised(desk):
     await desk.apply(block(2), deposited(ACCOUNT, USD))
     await desk.charge(FUNDED + USD)
-    await desk.ledger.rewind(block(1))
+    await desk.ledger.view.rewind(block(1))
     assert (await desk.wallet()).available == 0
     with pytest.raises(InsufficientFunds):
         await desk.hold(1)
@@ -334,7 +328,7 @@ async def test_rewind__spent_deposit_reorged_away__nothing_more_is_authorised(de
 @pytest.mark.parametrize("closed", [True, False], ids=["slot closed", "slot not closed yet"])
 async def test_rewind__wanted_policy_that_had_arrived__binds_again(desk, closed):
     await desk.order(TIGHT)
-    order, account, _ = await desk.ledger.read(slots.due_policy)
+    order, account, _ = await desk.ledger.read(lambda c: slots.due_policy(c, 100))
     assert account == ACCOUNT
     slot = Slot(GAS.address, 0, "policy", str(order), VAULT, b"", 1, 0)
     attempt = Attempt(Signed(b"p", word("p")), Fees(1, 1), "signed", 0)
@@ -342,8 +336,8 @@ async def test_rewind__wanted_policy_that_had_arrived__binds_again(desk, closed)
     await desk.apply(block(2), policy_set(ACCOUNT, TIGHT))
     assert (await desk.record()).wanted is None
     if closed:
-        await close(desk, slot, 2)
-    await desk.ledger.rewind(block(1))
+        await desk.close(slot)
+    await desk.ledger.view.rewind(block(1))
     record = await desk.record()
     assert (record.policy, record.wanted) == (Policy(), TIGHT)
     with pytest.raises(LimitExceeded):
@@ -352,15 +346,15 @@ async def test_rewind__wanted_policy_that_had_arrived__binds_again(desk, closed)
 
 async def test_rewind__policy_ordered_since__the_newest_is_the_wanted_one(desk):
     await desk.order(TIGHT)
-    order, *_ = await desk.ledger.read(slots.due_policy)
+    order, *_ = await desk.ledger.read(lambda c: slots.due_policy(c, 100))
     slot = Slot(GAS.address, 0, "policy", str(order), VAULT, b"", 1, 0)
     attempt = Attempt(Signed(b"p", word("p")), Fees(1, 1), "signed", 0)
     await desk.ledger.write(lambda tx: slots.open_slot(tx, slot, attempt))
     await desk.apply(block(2), policy_set(ACCOUNT, TIGHT))
-    await close(desk, slot, 2)
+    await desk.close(slot)
     lower = Policy(max_per_charge=5)
     await desk.order(lower)
-    await desk.ledger.rewind(block(1))
+    await desk.ledger.view.rewind(block(1))
     assert (await desk.record()).wanted == lower
 
 
@@ -369,11 +363,11 @@ async def test_caught_up__older_block_shows_what_is_wanted_anew__it_stays_wanted
     await desk.apply(block(2), policy_set(ACCOUNT, TIGHT))
     await desk.apply(block(3), policy_set(ACCOUNT, LOOSE))
     await desk.order(TIGHT)
-    await desk.ledger.rebuild()
+    await desk.ledger.view.rebuild()
     await desk.apply(block(1, BLOCK_TIME), deposited(ACCOUNT, FUNDED))
     await desk.apply(block(2), policy_set(ACCOUNT, TIGHT))
     await desk.apply(block(3), policy_set(ACCOUNT, LOOSE))
-    await desk.ledger.caught_up()
+    await desk.ledger.view.caught_up()
     record = await desk.record()
     assert (record.policy, record.wanted) == (LOOSE, TIGHT)
     with pytest.raises(LimitExceeded):
@@ -382,21 +376,22 @@ async def test_caught_up__older_block_shows_what_is_wanted_anew__it_stays_wanted
 
 async def test_caught_up__nothing_waits__nothing_is_wanted(desk):
     await desk.apply(block(2), policy_set(ACCOUNT, TIGHT))
-    await desk.ledger.caught_up()
+    await desk.ledger.view.caught_up()
     assert (await desk.record()).wanted is None
 
 
 async def test_rewind__to_the_head__changes_nothing(desk):
     await desk.charge(3 * USD)
-    before = [await desk.table(table) for table in schema.metadata.sorted_tables]
-    await desk.ledger.rewind(block(1))
-    assert [await desk.table(table) for table in schema.metadata.sorted_tables] == before
+    tables = [table for table in schema.metadata.sorted_tables if table is not schema.meta]
+    before = [await desk.table(table) for table in tables]
+    await desk.ledger.view.rewind(block(1))
+    assert [await desk.table(table) for table in tables] == before
 
 
 async def test_finalize__blocks_and_undo_rows__are_kept_no_longer_than_they_can_be_needed(desk):
     for number in range(2, 6):
         await desk.apply(block(number), deposited(ACCOUNT, 1, entry=number))
-    await desk.ledger.finalize(spendable=5, final=4)
+    await desk.ledger.view.finalize(spendable=5, final=4)
     assert [row["number"] for row in await desk.table(schema.blocks)] == [4, 5]
     assert [row["block"] for row in await desk.table(schema.undo)] == [5]
 
@@ -410,7 +405,7 @@ POLICIES = st.builds(Policy, max_per_charge=st.none() | AMOUNTS.map(lambda a: a 
 ACTIONS = st.one_of(
     st.tuples(st.just("deposit"), AMOUNTS),
     st.tuples(st.just("policy"), POLICIES),
-    st.tuples(st.just("request_exit"), st.floats(0, 1)),
+    st.tuples(st.just("request_exit"), st.fractions(0, 1)),
     st.tuples(st.just("cancel_exit"), st.none()),
     st.tuples(st.just("finalize_exit"), st.none()),
     st.tuples(st.just("settle"), st.sets(st.integers(0, 5))),
@@ -451,7 +446,7 @@ async def project(desk, chain, number, spendable):
     made = chain.blocks[number]
     logs = [chain_events.decode(log) for log in made.logs]
     block = Block(made.number, made.hash, made.timestamp)
-    await desk.ledger.apply([(block, logs)], spendable=spendable, final=0)
+    await desk.ledger.view.apply([(block, logs)], spendable=spendable, final=0)
 
 
 async def compare(desk, chain, number):
@@ -507,7 +502,7 @@ def test_apply_and_rewind__any_history__exactly_the_earlier_state(history, amoun
                 snapshots[number] = await snapshot(desk)
             target = data.draw(st.integers(1, chain.head.number - 1))
             earlier = chain.blocks[target]
-            await ledger.rewind(Block(earlier.number, earlier.hash, earlier.timestamp))
+            await ledger.view.rewind(Block(earlier.number, earlier.hash, earlier.timestamp))
             restored = await snapshot(desk)
             await compare(desk, chain, target)
             # What counted meanwhile as final goes on counting: a rewind does not make it pending again.
@@ -524,7 +519,7 @@ def test_apply_and_rewind__any_history__exactly_the_earlier_state(history, amoun
             for number in range(target + 1, chain.head.number + 1):
                 await project(desk, chain, number, spendable=number)
                 await compare(desk, chain, number)
-            assert ledger.mismatches == []
+            assert ledger.view.mismatches == []
             unsettled = {row["account"]: row["unsettled"] for row in await desk.table(schema.wallets)}
             for account in (ACCOUNT, OTHER):
                 waiting = [c for c in charges if c.account == account and c.id not in chain.state.used]

@@ -42,7 +42,7 @@ async def test_allowance__higher__binds_once_it_is_final(desk):
     await desk.apply(block(3), allowance_set(ACCOUNT, higher), spendable=2)
     with pytest.raises(LimitExceeded):
         await desk.hold(USD + 1)
-    await desk.ledger.finalize(spendable=3, final=0)
+    await desk.ledger.view.finalize(spendable=3, final=0)
     assert (await desk.hold(2 * USD)).amount == 2 * USD
 
 
@@ -51,7 +51,7 @@ async def test_allowance__removed__binds_until_that_is_final(desk):
     await desk.apply(block(3), allowance_set(ACCOUNT, None), spendable=2)
     with pytest.raises(LimitExceeded):
         await desk.hold(1)
-    await desk.ledger.finalize(spendable=3, final=0)
+    await desk.ledger.view.finalize(spendable=3, final=0)
     assert (await desk.hold(FUNDED)).amount == FUNDED
 
 
@@ -62,7 +62,7 @@ async def test_allowance__loosened_in_one_way__both_bind_until_it_is_final(desk,
     await desk.apply(block(2), allowance_set(ACCOUNT, DOLLAR))
     await desk.apply(block(3), allowance_set(ACCOUNT, after), spendable=2)
     assert (await desk.wallet()).allowances == (after, DOLLAR)
-    await desk.ledger.finalize(spendable=3, final=0)
+    await desk.ledger.view.finalize(spendable=3, final=0)
     assert (await desk.wallet()).allowances == (after,)
 
 
@@ -83,5 +83,5 @@ async def test_allowance__about_to_expire__is_expired_by_the_margin(desk):
 
 async def test_allowance__rewound__is_as_before(desk):
     await desk.apply(block(2), allowance_set(ACCOUNT, NONE))
-    await desk.ledger.rewind(block(1))
+    await desk.ledger.view.rewind(block(1))
     assert (await desk.hold(FUNDED)).amount == FUNDED

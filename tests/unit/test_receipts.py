@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from making import ACCOUNT, METER, card, sign, word
 
 from waterfall.errors import VerificationFailed
-from waterfall.ledger.journal import Hold
+from waterfall.ledger.books import Hold
 from waterfall.receipts import (
     Domain,
     bytes_hash,

@@ -21,7 +21,7 @@ from waterfall.errors import (
     WaterfallError,
 )
 from waterfall.gateway.render import charge_headers, error_body, error_response, hold_headers
-from waterfall.ledger.journal import Hold
+from waterfall.ledger.books import Hold
 
 FACTS = {"required": "1.00", "available": "0.50", "held": "0.25", "account": ACCOUNT}
 

@@ -13,8 +13,8 @@ PACKAGE = Path(waterfall.__file__).parent
 # From the vocabulary down to the command line; each may import what stands before it.
 ROOMS = [
     *("keccak", "money", "errors", "types"),  # the vocabulary
-    *("signers", "receipts", "metering", "chain", "ledger", "settlement"),
-    *("gateway", "x402", "console", "sdk", "devnet", "settings", "cli"),
+    *("failpoints", "metrics", "signers", "receipts", "metering", "chain", "ledger", "settlement"),
+    *("gateway", "x402", "console", "sdk", "devnet", "settings", "torture", "cli"),
 ]
 VOCABULARY = {"keccak", "money", "errors", "types"}
 ONLY = {"sdk": VOCABULARY | {"receipts"}}
@@ -23,9 +23,14 @@ NEVER = {"settlement": {"metering"}, "gateway": {"chain"}}
 LIBRARIES = {
     "web3": {"chain"},
     "sqlalchemy": {"ledger"},
-    "sqlite3": {"ledger"},
+    "sqlite3": {"ledger", "torture"},  # torture gets in the ledger's way, as other programs might
+    "alembic": {"ledger"},
+    "psycopg": {"ledger", "torture"},
+    "boto3": {"signers"},
+    "prometheus_client": {"metrics"},
     "genai_prices": {"metering"},
-    "aiohttp": {"chain", "gateway", "x402"},
+    "aiohttp": {"chain", "gateway", "x402", "devnet", "torture"},
+    "opentelemetry": {"gateway"},
     "fastapi": {"gateway", "x402", "console"},
     "starlette": {"gateway", "x402", "console"},
 }

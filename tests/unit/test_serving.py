@@ -49,7 +49,7 @@ class Upstream:
     closed: bool = False
 
     @asynccontextmanager
-    async def post(self, path, body):
+    async def post(self, path, body, headers):
         assert path == "/chat/completions"
         self.body = json.loads(body)
         if self.error is not None:

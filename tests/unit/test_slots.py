@@ -1,11 +1,15 @@
+import asyncio
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 from making import (
     ACCOUNT,
     BLOCK_TIME,
     FUNDED,
     GAS,
+    GAS_TOO,
+    GENESIS,
     OTHER,
     OWNER,
     PLATFORM,
@@ -14,6 +18,8 @@ from making import (
     block,
     charged,
     deposited,
+    only_postgres,
+    only_sqlite,
     rejected,
     word,
 )
@@ -21,8 +27,9 @@ from making import (
 from waterfall.chain.events import ExitRequested, Rejection
 from waterfall.chain.transactions import Broadcast, Fees, Signed
 from waterfall.errors import LedgerError
-from waterfall.ledger import schema, slots
-from waterfall.ledger.slots import Attempt, Slot
+from waterfall.ledger import journal, schema, slots
+from waterfall.ledger.journal import now_ms
+from waterfall.ledger.slots import Attempt, Backlog, Mined, Slot, WorkTaken
 from waterfall.types import Policy
 
 
@@ -38,12 +45,6 @@ def attempt(number=1, max_fee=10, state="signed"):
 
 async def opened(desk, slot_, attempt_=None, charges=()):
     await desk.ledger.write(lambda tx: slots.open_slot(tx, slot_, attempt_ or attempt(), charges))
-
-
-async def closed(desk, slot_, *, succeeded=True, number=2):
-    return await desk.ledger.write(
-        lambda tx: slots.close_slot(tx, slot_, tx_hash=word("mined"), block=number, succeeded=succeeded)
-    )
 
 
 async def in_flight(desk, signer=GAS):
@@ -87,17 +88,80 @@ async def test_open_slot__read_back__is_the_slot_with_its_attempt(desk):
     await opened(desk, slot(), charges=charges)
     found = await in_flight(desk)
     assert found == Slot(**{**{f: getattr(slot(), f) for f in slot().__slots__}, "attempts": (attempt(),)})
-    assert await desk.ledger.read(lambda c: slots.batched_charges(c, found)) == charges
+    assert await desk.ledger.read(lambda c: slots.batched_charges(c.execute, found)) == charges
     assert await desk.states() == ["batched", "batched"]
 
 
 async def test_open_slot__nonce_taken__is_refused_and_undone(desk):
     charge = await desk.charge(1)
     await opened(desk, slot())
-    with pytest.raises(LedgerError, match="UNIQUE"):
+    with pytest.raises(LedgerError, match=r"(?i)unique"):
         await opened(desk, slot(), attempt(2), [charge])
     assert await desk.states() == ["queued"]
     assert len(await desk.table(schema.attempts)) == 1
+
+
+async def test_open_slot__some_charges_taken_by_another_lane__nothing_is_journalled(desk):
+    charges = [await desk.charge(n) for n in (1, 2, 3)]
+    await opened(desk, slot(), charges=charges[:1])
+    with pytest.raises(WorkTaken, match="1 of 3"):
+        await opened(desk, slot(signer=GAS_TOO), attempt(2), charges)
+    assert await desk.states() == ["batched", "queued", "queued"]
+    assert await in_flight(desk, GAS_TOO) is None
+    assert len(await desk.table(schema.attempts)) == 1
+    await opened(desk, slot(signer=GAS_TOO), attempt(2), charges[1:])
+    assert await desk.states() == ["batched"] * 3
+
+
+async def test_open_slot__two_lanes_at_once__every_charge_in_one_batch(desk):
+    charges = [await desk.charge(n) for n in range(1, 11)]
+    taken = await asyncio.gather(
+        opened(desk, slot(), attempt(1), charges),
+        opened(desk, slot(signer=GAS_TOO), attempt(2), charges),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in taken].count(WorkTaken) == 1
+
+
+async def test_open_slot__policy_sent_by_another_process__nothing_is_journalled(desk):
+    await desk.order(LOW)
+    order, *_ = await due(desk)
+    await opened(desk, slot(0, "policy", str(order), OWNER))
+    with pytest.raises(WorkTaken):
+        await opened(desk, slot(1, "policy", str(order), OWNER), attempt(2))
+    assert len(await desk.table(schema.slots)) == 1
+
+
+async def test_open_slot__sweep_in_flight__nothing_is_journalled_until_it_is_closed(desk):
+    await opened(desk, slot(0, "sweep", ACCOUNT))
+    assert await desk.ledger.read(lambda c: slots.in_flight(c, "sweep")) == {ACCOUNT}
+    with pytest.raises(WorkTaken):
+        await opened(desk, slot(0, "sweep", ACCOUNT, GAS_TOO), attempt(2))
+    await opened(desk, slot(0, "sweep", OTHER, GAS_TOO), attempt(2))
+    await desk.close(slot(0, "sweep", ACCOUNT))
+    await opened(desk, slot(1, "sweep", ACCOUNT), attempt(3))
+
+
+@only_sqlite
+async def test_queued_charges__many_settled__are_found_by_the_index(desk):
+    """Of a million charges, the few that wait must not be looked for among all."""
+    plans = []
+
+    def explain(connection):
+        statements = []
+        sa.event.listen(
+            connection, "before_cursor_execute", lambda c, u, s, p, x, m: statements.append((s, p))
+        )
+        for query in (lambda: slots.queued_charges(connection, 5), lambda: slots.backlog(connection)):
+            query()
+        slots.batched_charges(connection.execute, slot())
+        for statement, parameters in statements.copy():
+            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+            plans.extend(row[3] for row in rows if "charges" in row[3])
+
+    await desk.ledger.read(explain)
+    assert len(plans) == 5
+    assert all("charges_unsettled" in plan for plan in plans)
 
 
 async def test_open_slot__same_nonce_of_another_key__is_another_slot(desk):
@@ -109,7 +173,7 @@ async def test_open_slot__same_nonce_of_another_key__is_another_slot(desk):
 async def test_last_nonce__no_slot_yet__is_none(desk):
     assert await desk.ledger.read(lambda c: slots.last_nonce(c, GAS.address)) is None
     await opened(desk, slot(7))
-    await closed(desk, slot(7))
+    await desk.close(slot(7))
     assert await desk.ledger.read(lambda c: slots.last_nonce(c, GAS.address)) == 7
 
 
@@ -117,9 +181,9 @@ async def test_first_open_slot__several_open__the_lowest_nonce(desk):
     await opened(desk, slot(3))
     await opened(desk, slot(2), attempt(2))
     assert (await in_flight(desk)).nonce == 2
-    await closed(desk, slot(2))
+    await desk.close(slot(2))
     assert (await in_flight(desk)).nonce == 3
-    await closed(desk, slot(3))
+    await desk.close(slot(3))
     assert await in_flight(desk) is None
 
 
@@ -160,7 +224,7 @@ async def test_close_slot__all_settled__nothing_goes_back(desk):
     charges = [await desk.charge(n) for n in (1, 2)]
     await opened(desk, slot(), charges=charges)
     await desk.apply(block(2), *map(charged, charges))
-    assert await closed(desk, slot()) == 0
+    assert await desk.close(slot()) == 0
     assert await desk.states() == ["settled", "settled"]
     (row,) = await desk.table(schema.slots)
     assert (row["state"], row["tx_hash"], row["block"]) == ("mined", word("mined"), 2)
@@ -169,17 +233,69 @@ async def test_close_slot__all_settled__nothing_goes_back(desk):
 async def test_close_slot__reverted__everything_goes_back(desk):
     charges = [await desk.charge(n) for n in (1, 2)]
     await opened(desk, slot(), charges=charges)
-    assert await closed(desk, slot(), succeeded=False) == 2
+    assert await desk.close(slot(), succeeded=False) == 2
     assert await queued(desk) == charges
     (row,) = await desk.table(schema.slots)
     assert row["state"] == "reverted"
+
+
+@pytest.mark.parametrize(
+    "mined",
+    [
+        Mined(word("mined"), 3, block(3, fork="b").hash, succeeded=True),
+        Mined(word("mined"), 4, block(4).hash, succeeded=True),
+    ],
+    ids=["another fork's", "beyond the head"],
+)
+async def test_close_slot__block_that_is_not_projected__stays_open(desk, mined):
+    """A reorg between the receipt and this: closed, its charges would wait for ever in a slot that nobody looks at."""
+    charge = await desk.charge(1)
+    await opened(desk, slot(), charges=[charge])
+    await desk.apply(block(2))
+    await desk.apply(block(3))
+    assert await desk.ledger.write(lambda tx: slots.close_slot(tx, slot(), mined)) is None
+    assert await in_flight(desk) is not None
+    assert await desk.states() == ["batched"]
+
+
+async def test_close_slot__block_is_final_and_not_kept_any_more__is_closed(desk):
+    await opened(desk, slot())
+    for number in range(2, 6):
+        await desk.apply(block(number), final=number)
+    assert await desk.close(slot(), number=3) == 0
+    assert await in_flight(desk) is None
+
+
+async def test_renew_slot__carries_less_then_a_reorg_between_its_attempts__all_go_on(desk):
+    """The larger attempt is mined, taken back, and the smaller one mined in its place: the others are queued."""
+    charges = [await desk.charge(n) for n in (1, 2, 3, 4)]
+    await opened(desk, slot(), charges=charges)
+    await desk.ledger.write(lambda tx: slots.renew_slot(tx, slot(), attempt(2, max_fee=20), charges[:2]))
+    assert await desk.states() == ["batched", "batched", "queued", "queued"]
+    await desk.apply(block(2), *(charged(charge) for charge in charges))
+    await desk.ledger.view.rewind(desk.blocks[-2])
+    assert await desk.states() == ["batched", "batched", "queued", "queued"]
+    await desk.apply(block(2, fork="b"), *(charged(charge) for charge in charges[:2]))
+    assert await desk.close(slot()) == 0
+
+
+@only_postgres
+async def test_close_slot__rewind_by_another_process_meanwhile__comes_after_it(desk, open_ledger):
+    """Whichever is first, the slot is open afterwards: the rewind opens what was closed in its blocks."""
+    await opened(desk, slot())
+    await desk.apply(block(2))
+    other = open_ledger()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(desk.close(slot()))
+        tasks.create_task(other.view.rewind(GENESIS))
+    assert await in_flight(desk) is not None
 
 
 async def test_close_slot__one_rejected__stays_rejected(desk):
     charges = [await desk.charge(n) for n in (1, 2)]
     await opened(desk, slot(), charges=charges)
     await desk.apply(block(2), charged(charges[0]), rejected(charges[1], Rejection.MAX_PER_CHARGE))
-    assert await closed(desk, slot()) == 0
+    assert await desk.close(slot()) == 0
     assert await desk.states() == ["settled", "rejected"]
 
 
@@ -187,8 +303,57 @@ async def test_close_slot__charges_of_another_slot__are_left_alone(desk):
     charges = [await desk.charge(n) for n in (1, 2)]
     await opened(desk, slot(0), charges=charges[:1])
     await opened(desk, slot(1), attempt(2), charges[1:])
-    assert await closed(desk, slot(0), succeeded=False) == 1
+    assert await desk.close(slot(0), succeeded=False) == 1
     assert await desk.states() == ["queued", "batched"]
+
+
+# ── Giving back ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_give_back__what_a_key_has_in_flight__and_nothing_else(desk):
+    charges = [await desk.charge(n) for n in range(1, 5)]
+    await opened(desk, slot(0), charges=charges[:2])
+    await opened(desk, slot(0, signer=GAS_TOO), attempt(2), charges[2:3])
+    await desk.apply(block(2), charged(charges[0]))
+    assert await desk.ledger.write(lambda tx: slots.give_back(tx, GAS.address)) == 1
+    assert await desk.states() == ["settled", "queued", "batched", "queued"]
+    assert (await in_flight(desk)).nonce == 0, "what was sent may still be mined"
+    await opened(desk, slot(1, signer=GAS_TOO), attempt(3), charges[1:2])
+    await desk.apply(block(3), charged(charges[1], 3))
+    assert await desk.close(slot(0), number=3) == 0
+    assert await desk.close(slot(1, signer=GAS_TOO), number=3) == 0
+
+
+async def test_give_back_others__keys_that_are_gone__after_a_while(desk):
+    charges = [await desk.charge(n) for n in (1, 2)]
+    await opened(desk, slot(0), charges=charges[:1])
+    await opened(desk, slot(0, signer=GAS_TOO), attempt(2), charges[1:])
+
+    async def back(opened_before):
+        keys = [GAS.address]
+        return await desk.ledger.write(lambda tx: slots.give_back_others(tx, keys, opened_before))
+
+    assert await back(now_ms() - 60_000) == 0
+    assert await back(now_ms() + 1) == 1
+    assert await desk.states() == ["batched", "queued"]
+
+
+async def test_set_aside__charge__stays_a_debt_that_is_not_sent(desk):
+    charges = [await desk.charge(n) for n in (1, 2)]
+    await desk.ledger.write(lambda tx: slots.set_aside(tx, charges[0], "Panic"))
+    assert await queued(desk) == charges[1:]
+    assert (await desk.wallet()).unsettled == 3
+    assert await desk.ledger.write(journal.recount) == []
+
+
+async def test_backlog__queued_and_batched__not_what_is_rejected(desk):
+    assert await desk.ledger.read(slots.backlog) == Backlog(0, None, None)
+    charges = [await desk.charge(n) for n in (1, 2, 3)]
+    await desk.ledger.write(lambda tx: slots.set_aside(tx, charges[0], "Panic"))
+    await opened(desk, slot(), charges=charges[2:])
+    found = await desk.ledger.read(slots.backlog)
+    assert (found.count, found.oldest) == (2, 2)
+    assert abs(found.captured_at - now_ms()) < 60_000
 
 
 # ── Policies ─────────────────────────────────────────────────────────────────────────────────────────
@@ -196,8 +361,8 @@ async def test_close_slot__charges_of_another_slot__are_left_alone(desk):
 LOW, LOWER = Policy(max_per_charge=10), Policy(max_per_charge=5)
 
 
-async def due(desk):
-    return await desk.ledger.read(slots.due_policy)
+async def due(desk, settled_by=100):
+    return await desk.ledger.read(lambda c: slots.due_policy(c, settled_by))
 
 
 async def test_due_policy__nothing_before_it__is_due(desk):
@@ -219,6 +384,14 @@ async def test_due_policy__calls_made_before_it__are_waited_for(desk):
     assert await due(desk) is None
     await desk.apply(block(2), charged(charge))
     assert (await due(desk))[2] == LOW
+
+
+async def test_due_policy__charge_settled_in_a_block_that_may_go__is_waited_for(desk):
+    charge = await desk.charge(5)
+    await desk.order(LOW)
+    await desk.apply(block(2), charged(charge))
+    assert await due(desk, settled_by=1) is None
+    assert (await due(desk, settled_by=2))[2] == LOW
 
 
 async def test_due_policy__calls_made_after_it__are_not_waited_for(desk):
@@ -256,6 +429,6 @@ async def test_close_slot__policy__is_done_or_waits_again(desk, succeeded, state
     order, *_ = await due(desk)
     its = slot(0, "policy", str(order), OWNER)
     await opened(desk, its)
-    await closed(desk, its, succeeded=succeeded)
+    await desk.close(its, succeeded=succeeded)
     (row,) = await desk.table(schema.policy_orders)
     assert row["state"] == state

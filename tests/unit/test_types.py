@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from making import ACCOUNT, card, sign, word
 from pydantic import TypeAdapter, ValidationError
 
-from waterfall.ledger.journal import Hold
+from waterfall.ledger.books import Hold
 from waterfall.types import (
     Address,
     BigInt,

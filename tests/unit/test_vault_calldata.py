@@ -4,13 +4,13 @@ from eth_abi.abi import encode
 from eth_hash.auto import keccak
 from hypothesis import given
 from hypothesis import strategies as st
-from making import ACCOUNT, METER, PLATFORM, TOKEN, USD, VAULT, sign, word
+from making import ACCOUNT, METER, PLATFORM, TOKEN, USD, VAULT, policy_words, sign, word
 from web3 import Web3
 
 from waterfall.chain import artifacts, token, vault
 from waterfall.chain.vault import AccountView, Meter, PlatformView, ReceiptCheck, Vault
 from waterfall.errors import ChainError
-from waterfall.ledger.journal import Hold
+from waterfall.ledger.books import Hold
 from waterfall.types import Allowance, Charge, Policy
 
 OWNER = "0x" + "0e" * 20
@@ -61,17 +61,7 @@ def test_settle__any_batch__calldata_of_web3(platform, charges, deadline, signat
 
 @given(PLATFORMS, WORDS, POLICIES)
 def test_set_policy__any_policy__calldata_of_web3(platform, account, policy):
-    limits = (
-        (policy.max_per_charge is not None)
-        + 2 * (policy.max_per_window is not None)
-        + 4 * (policy.expires_at is not None)
-    )
-    values = (
-        policy.max_per_charge or 0,
-        policy.max_per_window or 0,
-        policy.window_seconds or 0,
-        policy.expires_at or 0,
-    )
+    limits, *values = policy_words(policy)
     expected = calldata("setPolicy", platform, account, limits, values)
     assert vault.set_policy(platform, account, policy) == expected
     assert vault.policy_of(limits, *values) == policy
@@ -97,7 +87,7 @@ def test_limits__compiled_contract__same_flags_and_sizes():
 
 
 def test_settle_gas__largest_batch__fits_a_block():
-    assert vault.settle_gas(vault.MAX_CHARGES) < 30_000_000
+    assert vault.settle_gas(vault.MOST_CHARGES) <= 2**24 < vault.settle_gas(vault.MOST_CHARGES + 1)
     assert vault.settle_gas(1) > 56_000
     assert vault.settle_gas(500) > 500 * 20_022 * 1.1  # measured: limited accounts that draw on their exits
 
@@ -225,12 +215,38 @@ async def test_balance_of__answer__token_base_units():
 
 
 async def test_logs__unknown_events__are_left_out():
-    class Node:
-        async def call(self, method, criteria):
-            assert (method, criteria) == ("eth_getLogs", {"address": VAULT, "blockHash": "0xb"})
-            return [{"topics": [word("EIP712DomainChanged()")], "data": "0x"}]
+    unknown = {"topics": [word("EIP712DomainChanged()")], "data": "0x", "address": VAULT, "blockHash": "0xb"}
+    node = Telling({"hash": "0xb"}, [unknown])
+    assert await Vault(node, VAULT).logs(blockHash="0xb") == []
+    assert node.asked == [
+        ("eth_getBlockByHash", ("0xb", False)),
+        ("eth_getLogs", ({"address": VAULT, "blockHash": "0xb"},)),
+    ]
 
-    assert await Vault(Node(), VAULT).logs(blockHash="0xb") == []
+
+@pytest.mark.parametrize("criteria", [{"blockHash": "0xb"}, {"fromBlock": "0x1", "toBlock": "0x2"}])
+async def test_logs__node_does_not_have_the_block__no_logs_are_not_believed(criteria):
+    """Besu and geth have answered so (besu#8007, go-ethereum#24078)."""
+    with pytest.raises(ChainError, match="does not have it"):
+        await Vault(Telling(None, []), VAULT).logs(**criteria)
+
+
+@pytest.mark.parametrize("changed", [{"address": "0x" + "11" * 20}, {"blockHash": "0xa"}])
+async def test_logs__of_something_else__are_not_believed(changed):
+    log = {"topics": [word("EIP712DomainChanged()")], "data": "0x", "address": VAULT, "blockHash": "0xb"}
+    with pytest.raises(ChainError, match="other logs"):
+        await Vault(Telling({"hash": "0xb"}, [log | changed]), VAULT).logs(blockHash="0xb")
+
+
+class Telling:
+    """A node that shows this block, and these logs."""
+
+    def __init__(self, block, logs):
+        self.answers, self.asked = [block, logs], None
+
+    async def batch(self, calls):
+        self.asked = calls
+        return self.answers
 
 
 @pytest.mark.parametrize("answer", ["0x", "0x00", "0xzz", "hello", 5, None, [], {}])
@@ -245,12 +261,8 @@ async def test_read__no_vault_there__is_a_chain_error(answer):
 
 @pytest.mark.parametrize("answer", [5, None, [5], [{}], ["x"]])
 async def test_logs__garbage__is_a_chain_error(answer):
-    class Node:
-        async def call(self, *_):
-            return answer
-
     with pytest.raises(ChainError, match=f"the logs of {VAULT} cannot be read"):
-        await Vault(Node(), VAULT).logs(blockHash="0xb")
+        await Vault(Telling({"hash": "0xb"}, answer), VAULT).logs(blockHash="0xb")
 
 
 def test_refusal__custom_errors__are_named():

@@ -8,7 +8,7 @@ from waterfall.chain.vault import ReceiptCheck
 from waterfall.chain.verify import check_amount, verify
 from waterfall.cli.receipts import parse, prove
 from waterfall.errors import VerificationFailed
-from waterfall.ledger.journal import Hold
+from waterfall.ledger.books import Hold
 from waterfall.receipts import price_id
 
 TARIFF = card("small", "1", "2")

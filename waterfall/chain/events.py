@@ -3,7 +3,7 @@
 Source: contracts/interfaces/ICreditVault.sol. A test holds this table against the compiled ABI.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any
@@ -291,6 +291,21 @@ Event = (
     | ExitedWithConsent
     | EarningsWithdrawn
 )
+
+
+def decided_in(logs: Sequence[Mapping[str, Any]], vault: str) -> frozenset[int]:
+    """Ids of the charges that a transaction settled or had rejected, by its receipt's logs.
+
+    Raises:
+        ChainError: they cannot be read.
+    """
+    try:
+        events = [decode(log) for log in logs if log["address"].lower() == vault]
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ChainError(reason=f"the logs of a receipt cannot be read: {error!r}") from error
+    return frozenset(
+        found[1].id for found in events if found and isinstance(found[1], Charged | ChargeRejected)
+    )
 
 
 def _uint(word: bytes) -> int:

@@ -5,25 +5,37 @@ Source: https://eips.ethereum.org/EIPS/eip-1559
 
 import asyncio
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from eth_account.typed_transactions.typed_transaction import TypedTransaction
 
-from waterfall.chain.rpc import Rpc, RpcError, RpcUnavailable
+from waterfall.chain.fees import FeeAboveCap, Fees, bump, l1_fee, minable_fees, suggest_fees, worst_cost
+from waterfall.chain.refusals import Broadcast, Refusal, classify, refusal
+from waterfall.chain.rpc import Rpc, RpcError, RpcUnavailable, quantity
 from waterfall.errors import ChainError
 from waterfall.keccak import keccak
 from waterfall.signers import Signer
 
+__all__ = [
+    "Broadcast",
+    "FeeAboveCap",
+    "Fees",
+    "Refusal",
+    "Sent",
+    "Signed",
+    "broadcast",
+    "bump",
+    "classify",
+    "l1_fee",
+    "minable_fees",
+    "refusal",
+    "sign",
+    "suggest_fees",
+    "transact",
+    "worst_cost",
+]
+
 _POLL_SECONDS = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Fees:
-    """What a transaction pays for gas, in wei per gas."""
-
-    max_fee: int
-    priority_fee: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,67 +86,33 @@ def sign(
     return Signed(raw, "0x" + keccak(raw).hex())
 
 
-async def suggest_fees(rpc: Rpc, max_fee_cap: int) -> Fees:
-    """Fees that get a transaction into one of the next blocks: twice the base fee plus the node's tip, capped."""
-    block = await rpc.call("eth_getBlockByNumber", "latest", False)
-    tip = int(await rpc.call("eth_maxPriorityFeePerGas"), 16)
-    max_fee = min(2 * int(block.get("baseFeePerGas", "0x0"), 16) + tip, max_fee_cap)
-    return Fees(max_fee, min(tip, max_fee))
+class Sent(NamedTuple):
+    """What became of a broadcast: `outcome, detail = await broadcast(…)`."""
+
+    outcome: Broadcast
+    detail: str
+    """The nodes' words for it; empty where they had none."""
+
+    @property
+    def reason(self) -> Refusal | None:
+        """Why all nodes refuse it; None if they do not."""
+        return refusal(self.detail) if self.outcome is Broadcast.REFUSED else None
 
 
-def bump(last: Fees, suggested: Fees, max_fee_cap: int) -> Fees | None:
-    """Fees of a replacement: both at least an eighth above the last attempt's, as nodes demand; None at the cap."""
-    fees = Fees(
-        max(suggested.max_fee, last.max_fee + last.max_fee // 8 + 1),
-        max(suggested.priority_fee, last.priority_fee + last.priority_fee // 8 + 1),
-    )
-    return fees if fees.max_fee <= max_fee_cap else None
+async def broadcast(rpc: Rpc, raw: bytes) -> Sent:
+    """Send a signed transaction to all nodes at once.
 
-
-class Broadcast(StrEnum):
-    """What is known after a broadcast. A timeout is never a failure."""
-
-    ACCEPTED = "accepted"
-    REFUSED = "refused"
-    UNKNOWN = "unknown"
-
-
-# Fragments of nodes' messages, lower case. What matches nothing is unknown: the safe reading.
-_ACCEPTED = ("already known", "already imported", "alreadyknown", "already in mempool", "known transaction")
-_REFUSED = (
-    "nonce too low",
-    "nonce is too low",
-    "insufficient funds",
-    "intrinsic gas too low",
-    "underpriced",
-    "max fee per gas less than block base fee",
-    "exceeds block gas limit",
-    "gas limit too high",
-    "invalid sender",
-    "invalid chain id",
-)
-
-
-async def broadcast(rpc: Rpc, raw: bytes) -> tuple[Broadcast, str]:
-    """Send a signed transaction; the outcome, and the node's words for it."""
+    It is accepted as soon as one node takes it or has it, refused if every node that could be reached refuses it,
+    else unknown.
+    """
     try:
         await rpc.call("eth_sendRawTransaction", "0x" + raw.hex())
     except RpcError as error:
         message = str(error.details["reason"])
-        return classify(message), message
+        return Sent(classify(message), message)
     except RpcUnavailable as error:
-        return Broadcast.UNKNOWN, error.message
-    return Broadcast.ACCEPTED, ""
-
-
-def classify(message: str) -> Broadcast:
-    """What a node's refusal means."""
-    text = message.lower()
-    if any(fragment in text for fragment in _ACCEPTED) and "unknown transaction" not in text:
-        return Broadcast.ACCEPTED
-    if any(fragment in text for fragment in _REFUSED):
-        return Broadcast.REFUSED
-    return Broadcast.UNKNOWN
+        return Sent(Broadcast.UNKNOWN, error.message)
+    return Sent(Broadcast.ACCEPTED, "")
 
 
 async def transact(
@@ -156,11 +134,11 @@ async def transact(
         ChainError: it reverted, was refused, or was not mined in time.
     """
     call = {"from": signer.address, "data": "0x" + calldata.hex()} | ({"to": target} if target else {})
-    gas = int(await rpc.call("eth_estimateGas", call), 16)
+    gas = quantity(await rpc.call("eth_estimateGas", call))
     signed = sign(
         signer,
-        chain_id=int(await rpc.call("eth_chainId"), 16),
-        nonce=int(await rpc.call("eth_getTransactionCount", signer.address, "pending"), 16),
+        chain_id=quantity(await rpc.call("eth_chainId")),
+        nonce=quantity(await rpc.call("eth_getTransactionCount", signer.address, "pending")),
         target=target,
         calldata=calldata,
         gas=gas + gas // 5,

@@ -14,13 +14,16 @@ from eth_abi.exceptions import DecodingError
 from waterfall.chain import artifacts
 from waterfall.chain.events import Event, Position
 from waterfall.chain.events import decode as decode_log
-from waterfall.chain.rpc import Rpc
+from waterfall.chain.rpc import Rpc, RpcError
 from waterfall.errors import ChainError
 from waterfall.keccak import keccak
 from waterfall.types import Allowance, Charge, Policy, UsageReceipt
 
 LIMIT_PER_CHARGE, LIMIT_PER_WINDOW, LIMIT_EXPIRY = 1, 2, 4
 MAX_CHARGES = 1000
+_SETTLE_GAS, _SETTLE_GAS_EACH = 150_000, 24_000
+MOST_CHARGES = min(MAX_CHARGES, (2**24 - _SETTLE_GAS) // _SETTLE_GAS_EACH)
+"""So many fit into one transaction: nodes take none of more than 2**24 gas. Source: EIP-7825."""
 
 _UNREADABLE = (DecodingError, ValueError, TypeError, LookupError)
 """What decoding raises where a node sends something else."""
@@ -95,7 +98,7 @@ def settle(platform: int, charges: Sequence[Charge], deadline: int, meter_signat
 
 def settle_gas(charges: int) -> int:
     """A gas limit no batch reaches: measured worst 20,022 a charge, of limited accounts that draw on their exits."""
-    return 150_000 + 24_000 * charges
+    return _SETTLE_GAS + _SETTLE_GAS_EACH * charges
 
 
 def set_policy(platform: int, account: str, policy: Policy) -> bytes:
@@ -128,6 +131,21 @@ SWEEP_GAS = 300_000
 def deposit(platform: int, owner: str, label_hash: str, tokens: int) -> bytes:
     """Calldata of `deposit`; `tokens` in token base units."""
     return _call("deposit(uint128,address,bytes32,uint256)", platform, owner, label_hash, tokens)
+
+
+def request_exit(platform: int, owner: str, label_hash: str, tokens: int) -> bytes:
+    """Calldata of `requestExit`; `tokens` in token base units."""
+    return _call("requestExit(uint128,address,bytes32,uint256)", platform, owner, label_hash, tokens)
+
+
+def cancel_exit(platform: int, owner: str, label_hash: str) -> bytes:
+    """Calldata of `cancelExit`."""
+    return _call("cancelExit(uint128,address,bytes32)", platform, owner, label_hash)
+
+
+def finalize_exit(platform: int, owner: str, label_hash: str, to: str) -> bytes:
+    """Calldata of `finalizeExit`; `to` gets the tokens."""
+    return _call("finalizeExit(uint128,address,bytes32,address)", platform, owner, label_hash, to)
 
 
 def register_platform(salt: str, payout: str, meter: str, exit_delay: int) -> bytes:
@@ -289,9 +307,37 @@ class Vault:
         return ReceiptCheck("0x" + digest.hex(), *rest)
 
     async def logs(self, **criteria: Any) -> list[tuple[Position, Event]]:
-        """The vault's events, by `fromBlock` and `toBlock`, or `blockHash`, and `topics`."""
-        found = await self.rpc.call("eth_getLogs", {"address": self.address, **criteria})
+        """The vault's events, by `fromBlock` and `toBlock`, or `blockHash`, and `topics`.
+
+        There are nodes that answer with no logs for blocks they do not have (besu#8007, go-ethereum#24078): an answer
+        counts only from one that shows the block, or the last of them, in the same breath.
+
+        Raises:
+            RpcError: the node does not answer for so many blocks.
+            ChainError: it does not have them, or its answer cannot be read or is about others.
+        """
+        hash_, last = criteria.get("blockHash"), criteria.get("toBlock", "latest")
+        asked = (
+            ("eth_getBlockByNumber", (last, False))
+            if hash_ is None
+            else ("eth_getBlockByHash", (hash_, False))
+        )
+        block, found = await self.rpc.batch(
+            [asked, ("eth_getLogs", ({"address": self.address, **criteria},))]
+        )
+        for answer in (block, found):
+            if isinstance(answer, RpcError):
+                raise answer
+        if block is None:
+            raise ChainError(
+                reason=f"the node that was asked for the logs of block {hash_ or last} does not have it"
+            )
         try:
+            for log in found:
+                if log["address"].lower() != self.address or log["blockHash"] != (hash_ or log["blockHash"]):
+                    raise ChainError(
+                        reason=f"a node answered with other logs than those of {self.address} asked for"
+                    )
             return [decoded for log in found if (decoded := decode_log(log)) is not None]
         except _UNREADABLE as error:
             raise ChainError(reason=f"the logs of {self.address} cannot be read: {error!r}") from error

@@ -41,7 +41,8 @@ def check_amount(signed: SignedReceipt) -> str:
         )
     except ValidationError as error:
         raise VerificationFailed(reason=f"its token counts: {error.errors()[0]['msg']}") from None
-    if receipt.complete != (signed.usage is not None) and signed.rate_card is not None:
+    had_usage = signed.usage is not None or signed.usage_removed
+    if receipt.complete != had_usage and signed.rate_card is not None:
         raise VerificationFailed(reason="it is called complete without the provider's usage, or the reverse")
     if signed.usage is not None:
         try:
@@ -60,6 +61,8 @@ def check_amount(signed: SignedReceipt) -> str:
             reason=f"its amount is {format_usd(receipt.amount)} USD, usage and rate card make {format_usd(price)} USD"
         )
     counts = "usage" if signed.usage is not None else "the platform's own token counts"
+    if signed.usage_removed:
+        counts += " (the provider's usage object is kept no more)"
     if receipt.amount < price:  # the hold caps what is charged, but no receipt says what was held
         return f"amount {format_usd(receipt.amount)} USD; note: less than the {format_usd(price)} USD that {counts} and rate card make"
     return f"amount {format_usd(price)} USD, recomputed from {counts} and rate card"

@@ -11,7 +11,7 @@ from waterfall.cli import funding
 from waterfall.cli.api import connect
 from waterfall.cli.output import Json, command, facts, first_problem, out, show, table
 from waterfall.errors import SettingsError
-from waterfall.gateway.admin import AccountView, KeyView, PolicyBody, StatementView
+from waterfall.gateway.wire import AccountView, ForgottenView, KeyView, PolicyBody, StatementView
 from waterfall.money import parse_usd, units_to_tokens
 from waterfall.types import ZERO_ADDRESS
 
@@ -105,6 +105,22 @@ async def fund(
     show({**after, "transaction": transaction}, as_json, _account)
 
 
+@accounts.command("forget")
+@command
+async def forget(
+    account: Id,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    url: Url = None,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Erase all that only the gateway knows of an account: label, API keys, usage objects, keys and words of its calls."""
+    if not yes:
+        typer.confirm(f"Erase label, API keys and request data of {account}, for ever?", abort=True, err=True)
+    done = await connect(url, key).request(ForgottenView, "DELETE", f"/api/accounts/{account}/data")
+    show(done, as_json, _forgotten)
+
+
 @keys.command("create")
 @command
 async def create_key(
@@ -182,6 +198,26 @@ def _limits(found: Any) -> str | None:
     if found["expires_at"] is not None:
         parts.append(f"until {found['expires_at']}")
     return ", ".join(parts) or "no limits"
+
+
+def _forgotten(done: Any) -> Table:
+    return facts(
+        "Erased",
+        [
+            ("label", "yes" if done["label"] else "there was none"),
+            ("API keys", done["keys"]),
+            ("usage objects", f"{done['usage']} calls; their receipts keep the hash"),
+            ("API key and words", f"{done['details']} calls"),
+            ("idempotency keys", done["idempotency"]),
+            ("stays here", "amounts, receipts (hashes, token counts, model), policies"),
+            (
+                "stays on the chain",
+                "deposits, charges, exits, under a salted hash of the label: no chain forgets",
+            ),
+            ("stays elsewhere", "backups made before; keep them no longer than you may"),
+            ("the same label again", "gives the same account on the chain, with its money and its history"),
+        ],
+    )
 
 
 def _account(account: Any) -> Table:

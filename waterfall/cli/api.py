@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from waterfall.cli.folder import DEV_FOLDER, Folder
 from waterfall.cli.output import first_problem
 from waterfall.errors import SettingsError, WaterfallError
-from waterfall.gateway.admin import ErrorBody
+from waterfall.gateway.wire import ErrorBody
 
 
 class GatewayAnswered(WaterfallError):

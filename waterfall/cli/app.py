@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from waterfall.cli import accounts, demo, dev, receipts, serve
+from waterfall.cli import accounts, db, demo, dev, keystore, receipts, serve, torture, upkeep
 
 app = typer.Typer(
     help="USDC-backed credit for LLM platforms: every call checked, metered, priced and settled on-chain.",
@@ -15,12 +15,20 @@ app = typer.Typer(
 )
 app.command("dev")(dev.dev)
 app.command("serve")(serve.serve_)
+app.command("gateway")(serve.gateway)
+app.command("relayer")(serve.relayer)
 app.command("rebuild")(serve.rebuild)
+app.command("backup")(upkeep.backup)
+app.command("restore")(upkeep.restore)
+app.command("reconcile")(upkeep.reconcile)
 app.command("demo")(demo.demo)
+app.command("torture")(torture.torture)
+app.add_typer(db.db, name="db")
 app.add_typer(accounts.accounts, name="accounts")
 app.add_typer(accounts.keys, name="keys")
 app.add_typer(accounts.policy, name="policy")
 app.add_typer(receipts.receipts, name="receipts")
+app.add_typer(keystore.keystore, name="keystore")
 
 
 def _version(wanted: bool) -> None:

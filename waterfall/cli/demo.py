@@ -31,8 +31,9 @@ from waterfall.cli.output import command, err, out, plain, show_table, table
 from waterfall.cli.receipts import prove
 from waterfall.devnet.deploy import mint_and_deposit
 from waterfall.errors import ChainError, WaterfallError
-from waterfall.gateway.admin import AccountView, KeyView, ReceiptView
+from waterfall.gateway.wire import AccountView, KeyView, ReceiptView
 from waterfall.money import format_usd, parse_usd, units_to_tokens
+from waterfall.settlement.reconcile import reconcile
 
 DEMO_FOLDER = Path(".waterfall/demo")
 _SETTLE_SECONDS = 60
@@ -87,12 +88,12 @@ async def demo(
         with err.status("Starting a chain, a vault, a model and the gateway …") as status:
             async with running_dev(folder, port=0, tell=status.update) as (dev, ended):
                 status.stop()
-                await unless(ended, _run(dev))
+                await unless(ended, _run(dev, folder))
         if not keep:
             folder.clear()
 
 
-async def _run(dev: Dev) -> None:
+async def _run(dev: Dev, folder: Folder) -> None:
     api = Api(dev.gateway_url, dev.admin_key)
     out.print(
         f"Gateway {dev.gateway_url} · vault {dev.vault} on chain {dev.chain_id} · model {dev.model}\n",
@@ -106,6 +107,7 @@ async def _run(dev: Dev) -> None:
         show_table(_table(calls))
         await _verify(vault, dev, calls)
         await _compare(vault, dev, api, wallets)
+        await _reconcile(vault, folder.database)
     out.print(
         "\nKeep it running with [bold]waterfall dev[/bold] (in this checkout: .venv/bin/waterfall dev), "
         "then point any OpenAI client at the gateway it prints.",
@@ -244,7 +246,7 @@ def _prices(card: Any) -> str:
 
 @asynccontextmanager
 async def _node(dev: Dev) -> AsyncIterator[Vault]:
-    rpc = Rpc(dev.rpc_url)
+    rpc = Rpc(dev.rpc_url, chain_id=dev.chain_id)
     try:
         yield Vault(rpc, dev.vault)
     finally:
@@ -278,3 +280,16 @@ async def _compare(vault: Vault, dev: Dev, api: Api, wallets: list[_Wallet]) -> 
         )
     )
     out.print("[green]✓[/green] on-chain and ledger are equal")
+
+
+async def _reconcile(vault: Vault, database: str) -> None:
+    report = await reconcile(vault, database)
+    if not report.equal:
+        found = report.differences[0]
+        raise DemoFailed(
+            reason=f"{found.subject}: {found.what} is {found.kept}, where it should be {found.expected}"
+        )
+    out.print(
+        f"[green]✓[/green] reconciled: equal, charge by charge: {report.charges} charges, {report.events} events, "
+        f"{report.accounts} accounts at block {report.block}"
+    )

@@ -11,7 +11,8 @@ import typer
 from waterfall.cli import logs
 from waterfall.cli.folder import DEV_FOLDER, Dev, Folder, Kept
 from waterfall.cli.output import command, err, facts
-from waterfall.cli.service import Running, Secrets, serve
+from waterfall.cli.secrets import Secrets
+from waterfall.cli.service import Running, serve
 from waterfall.devnet import deploy
 from waterfall.devnet.anvil import Anvil
 from waterfall.devnet.deploy import Deployment
@@ -39,7 +40,7 @@ T = TypeVar("T")
 
 
 def _secrets(admin_key: str) -> Secrets:
-    return Secrets(deploy.METER, deploy.GAS, deploy.OWNER, _LABEL_SALT, admin_key)
+    return Secrets(deploy.METER, (deploy.GAS,), deploy.OWNER, _LABEL_SALT, admin_key)
 
 
 def _chain(rpc_url: str, chain_id: int, deployment: Deployment) -> ChainSettings:
@@ -119,7 +120,7 @@ async def running_dev(
             )
         tell("Starting the gateway …")
         kept = folder.kept() or Kept(
-            admin_key=keys.new_secret(), account_key=keys.new_secret(), database=settings.database
+            admin_key=keys.new_secret(), account_key=keys.new_secret(), database=settings.database_url()
         )
         started: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
 
@@ -140,7 +141,7 @@ async def running_dev(
         stack.push_async_callback(_cancel, ended)
         running = await unless(ended, started)
         # Only now, as the ledger has said that it is this chain's.
-        folder.keep(kept.model_copy(update={"database": settings.database}))
+        folder.keep(kept.model_copy(update={"database": settings.database_url()}))
         tell("Funding an account …")
         account = await unless(ended, _first_account(anvil, deployment, running.ledger, kept.account_key))
         dev = Dev(
@@ -210,7 +211,7 @@ async def _first_account(anvil: Anvil, deployment: Deployment, ledger: Ledger, s
         )
     except AccountExists as error:
         account = str(error.details["account"])
-    await ledger.add_key(secret, account=account, name=_ACCOUNT_LABEL)
+    await ledger.keys.add(secret, account=account, name=_ACCOUNT_LABEL)
     record = await ledger.read(lambda c: views.account(c, account))
     if record.entries == 0:
         await deploy.mint_and_deposit(

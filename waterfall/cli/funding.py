@@ -12,7 +12,7 @@ from waterfall.cli.api import Api
 from waterfall.cli.folder import DEV_FOLDER, Folder
 from waterfall.devnet import deploy
 from waterfall.errors import ChainError, SettingsError
-from waterfall.gateway.admin import AccountView, StatementView
+from waterfall.gateway.wire import AccountView, StatementView
 from waterfall.money import format_usd, tokens_to_units
 from waterfall.settings import KeySettings, load
 from waterfall.types import ZERO_ADDRESS
@@ -40,14 +40,15 @@ async def deposit(account: Any, tokens: int, *, wallet: str | None, config: Path
     """
     if config is None:
         dev = Folder(DEV_FOLDER).read()
-        rpc_url, address, platform, keys = dev.rpc_url, dev.vault, int(dev.platform), KeySettings()
+        rpc = Rpc(dev.rpc_url, chain_id=dev.chain_id)
+        address, platform, keys = dev.vault, int(dev.platform), KeySettings()
     else:
         settings = load(config)
         if settings.chain is None:
             raise SettingsError(reason=f"{config}: there is no [chain]")
         chain = settings.chain
-        rpc_url, address, platform, keys = chain.rpc_url, chain.vault, chain.platform, settings.keys
-    rpc = Rpc(rpc_url)
+        rpc = Rpc(chain.rpc_urls(), chain_id=chain.chain_id, timeout_seconds=chain.rpc_timeout_seconds)
+        address, platform, keys = chain.vault, chain.platform, settings.keys
     try:
         payee = platform, account["owner"], account["label_hash"]
         if wallet is None:

@@ -1,10 +1,11 @@
 """What commands print: tables for people, JSON for programs, and errors in one line."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from functools import wraps
 from typing import Annotated, Any, NoReturn, ParamSpec, TextIO
 
@@ -97,22 +98,29 @@ def command(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Non
     """Run an async command; a failure that was foreseen is one line and exit code 1, a signal exit code 130."""
 
     @wraps(function)
+    @told()
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_cancelled_by_signals(function(*args, **kwargs)))
-        except WaterfallError as error:
-            _fail(error.message)
-        except (asyncio.CancelledError, KeyboardInterrupt):
-            raise typer.Exit(_INTERRUPTED) from None
-        except Exception as error:  # noqa: BLE001 - whatever it is, its traceback is for us
-            _fail(f"Waterfall failed, {type(error).__name__}: please report it with {logs.keep(error)}")
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_cancelled_by_signals(function(*args, **kwargs)))
 
     return run
 
 
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """End the command at a failure: one that was foreseen is one line and exit code 1, a signal exit code 130."""
+    try:
+        yield
+    except WaterfallError as error:
+        _fail(error.message)
+    except (asyncio.CancelledError, KeyboardInterrupt, typer.Abort):
+        raise typer.Exit(_INTERRUPTED) from None
+    except Exception as error:  # noqa: BLE001 - whatever it is, its traceback is for us
+        _fail(f"Waterfall failed, {type(error).__name__}: please report it with {logs.keep(error)}")
+
+
 def _fail(message: str) -> NoReturn:
-    err.print(Text("\n").join(map(plain, message.split("\n"))), style="red", soft_wrap=True)
+    err.print(Text("\n").join(map(plain, logs.redact(message).split("\n"))), style="red", soft_wrap=True)
     raise typer.Exit(1) from None
 
 

@@ -1,7 +1,7 @@
 """`waterfall receipts`."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +9,7 @@ import typer
 from pydantic import ValidationError
 from rich.text import Text
 
-from waterfall.chain.rpc import Rpc
+from waterfall.chain.rpc import Rpc, quantity
 from waterfall.chain.vault import Vault
 from waterfall.chain.verify import Proof, verify
 from waterfall.cli.accounts import Key, Url
@@ -17,7 +17,7 @@ from waterfall.cli.api import connect
 from waterfall.cli.folder import DEV_FOLDER, Folder
 from waterfall.cli.output import Json, command, facts, first_problem, out, plain, show
 from waterfall.errors import SettingsError, VerificationFailed
-from waterfall.gateway.admin import ReceiptView
+from waterfall.gateway.wire import ReceiptView
 from waterfall.money import format_usd
 from waterfall.settings import load
 from waterfall.types import SignedReceipt
@@ -62,14 +62,18 @@ async def verify_(
     """Prove a receipt: signature, meter, amount recomputed, charge on the chain. Exit code 1 if it does not hold."""
     trusted = _trusted(config, rpc, vault)
     found = await _read(receipt, url, key)
-    node = Rpc(trusted.rpc_url)
+    node = Rpc(trusted.rpc_urls, chain_id=trusted.chain_id)
     try:
-        chain_id = trusted.chain_id or int(await node.call("eth_chainId"), 16)
+        chain_id = trusted.chain_id or quantity(await node.call("eth_chainId"))
         signed, proof = await prove(found, Vault(node, trusted.vault), chain_id, from_block=trusted.first)
     finally:
         await node.close()
     if as_json:
-        typer.echo(json.dumps({"valid": True, "transaction": proof.transaction, "block": proof.block}))
+        typer.echo(
+            json.dumps(
+                {"valid": True, "shown": proof.shown, "transaction": proof.transaction, "block": proof.block}
+            )
+        )
     else:
         _print(signed, proof)
 
@@ -78,7 +82,7 @@ async def verify_(
 class _Trusted:
     """What a proof rests on."""
 
-    rpc_url: str
+    rpc_urls: tuple[str, ...] = field(repr=False)
     vault: str
     chain_id: int | None
     """None: the node's."""
@@ -87,20 +91,21 @@ class _Trusted:
 
 
 def _trusted(config: Path | None, rpc: str | None, vault: str | None) -> _Trusted:
+    given = (rpc,) if rpc is not None else ()
     if config is not None:
         chain = load(config).chain
         if chain is None:
             raise SettingsError(reason=f"{config}: there is no [chain]")
-        return _Trusted(rpc or chain.rpc_url, vault or chain.vault, chain.chain_id, chain.deployed_block)
+        return _Trusted(given or chain.rpc_urls(), vault or chain.vault, chain.chain_id, chain.deployed_block)
     if rpc is not None and vault is not None:
-        return _Trusted(rpc, vault.lower(), None, 0)
+        return _Trusted(given, vault.lower(), None, 0)
     if not Folder(DEV_FOLDER).is_told:
         raise SettingsError(
             reason="Which chain and vault? Give --rpc URL and --vault 0x…, or --config FILE with a [chain]; "
             "where `waterfall dev` runs, its own are taken."
         )
     dev = Folder(DEV_FOLDER).read()
-    return _Trusted(rpc or dev.rpc_url, vault or dev.vault, dev.chain_id, 0)
+    return _Trusted(given or (dev.rpc_url,), vault or dev.vault, dev.chain_id, 0)
 
 
 async def _read(receipt: str, url: str | None, key: str | None) -> Any:

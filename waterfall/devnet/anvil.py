@@ -21,6 +21,7 @@ from waterfall.errors import ChainError, SettingsError
 
 CHAIN_ID = 31337
 _READY_SECONDS = 30
+_LARGEST_DUMP = 2**30
 _TICK_SECONDS = 0.5
 _SAVE_SECONDS = 5
 _SAVE_SHARE = 20
@@ -51,22 +52,27 @@ def find_anvil() -> str:
 class Anvil:
     """One local chain. It mines a block for every transaction until `mine_every` is called.
 
-    Blocks become `safe` one block later and `finalized` two blocks later.
+    Blocks become `safe` one block later and `finalized` two blocks later, or so many times later as an epoch has slots.
     """
 
-    def __init__(self, folder: Path, *, port: int = 0, chain_id: int = CHAIN_ID) -> None:
+    def __init__(
+        self, folder: Path, *, port: int = 0, chain_id: int = CHAIN_ID, slots_in_an_epoch: int = 1
+    ) -> None:
         """Describe the chain.
 
         Args:
             folder: where its state and log are; a chain that is there already goes on.
             port: on 127.0.0.1; 0 takes a free one.
             chain_id: fixed for the life of the folder.
+            slots_in_an_epoch: how many blocks it takes to be `safe`; twice as many, to be `finalized`.
         """
         self.folder = folder
         self.chain_id = chain_id
+        self._slots_in_an_epoch = slots_in_an_epoch
         self.state_file = folder / "chain.json"
         self._wanted_port = port
         self._child: Child | None = None
+        self._url: str | None = None
         self._rpc: Rpc | None = None
         self._tending: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -81,7 +87,9 @@ class Anvil:
     @property
     def rpc_url(self) -> str:
         """Where the chain answers."""
-        return self.rpc.url
+        if self._url is None:
+            raise ChainError(reason="the local chain is not running")
+        return self._url
 
     @property
     def child(self) -> Child:
@@ -102,7 +110,7 @@ class Anvil:
         command = [
             find_anvil(),
             *("--host", "127.0.0.1", "--port", str(self._wanted_port)),
-            *("--chain-id", str(self.chain_id), "--slots-in-an-epoch", "1"),
+            *("--chain-id", str(self.chain_id), "--slots-in-an-epoch", str(self._slots_in_an_epoch)),
             *("--state", str(self.state_file), "--state-interval", str(10**9)),
             *("--prune-history", str(_STATES), "--color", "never"),
         ]
@@ -110,7 +118,8 @@ class Anvil:
         try:
             self._child.start()
             port = await self._child.wait_for(self._listening_port, seconds=_READY_SECONDS)
-            self._rpc = Rpc(f"http://127.0.0.1:{port}", timeout_seconds=_READY_SECONDS)
+            self._url = f"http://127.0.0.1:{port}"
+            self._rpc = Rpc(self._url, timeout_seconds=_READY_SECONDS, most_bytes=_LARGEST_DUMP)
             await self._greet(known=known)
         except ProcessFailed as error:
             await self.stop()
@@ -135,7 +144,7 @@ class Anvil:
             self._child = None
         if self._rpc is not None:
             await self._rpc.close()
-            self._rpc = None
+            self._url = self._rpc = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -193,7 +202,7 @@ class Anvil:
         await self.rpc.call("anvil_setLoggingEnabled", False)  # the log would grow with every call
         if known:
             # Of a chain read from disk only the latest state is there: let that one become `finalized`.
-            await self.rpc.call("anvil_mine", "0x2")
+            await self.rpc.call("anvil_mine", hex(2 * self._slots_in_an_epoch))
 
     def _listening_port(self) -> int | None:
         found = _LISTENING.search(self.child.log.read_text("utf-8", "replace"))

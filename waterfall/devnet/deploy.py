@@ -16,7 +16,7 @@ from waterfall.chain.transactions import transact
 from waterfall.chain.vault import Vault
 from waterfall.errors import ChainError, SettingsError
 from waterfall.keccak import keccak
-from waterfall.signers import LocalSigner, from_hex
+from waterfall.signers import from_hex
 from waterfall.types import ZERO_ADDRESS
 
 EXIT_DELAY_SECONDS = 3600
@@ -27,15 +27,14 @@ _MINT_GAS, _DEPOSIT_GAS = 150_000, 250_000
 _ALL = 2**256 - 1
 
 
-def _anvil_key(private_key: str) -> LocalSigner:
-    return from_hex(private_key, name="anvil's key")
-
-
-# The first accounts of anvil's mnemonic, "test test test test test test test test test test test junk".
-OWNER = _anvil_key("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80")
-METER = _anvil_key("59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d")
-GAS = _anvil_key("5de4111afa1a4b94908f83103eb1f1706367c2e68ca870fc3fb9a804cdab365a")
-FAUCET = _anvil_key("7c852118294e51e653712a81e05800f419141751be58f605c371e15141b007a6")
+PRIVATE_KEYS = {
+    "owner": "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80",
+    "meter": "0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d",
+    "gas": "0x5de4111afa1a4b94908f83103eb1f1706367c2e68ca870fc3fb9a804cdab365a",
+    "faucet": "0x7c852118294e51e653712a81e05800f419141751be58f605c371e15141b007a6",
+}
+"""The first accounts of anvil's mnemonic, "test test test test test test test test test test test junk"."""
+OWNER, METER, GAS, FAUCET = (from_hex(key, name="anvil's key") for key in PRIVATE_KEYS.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,8 @@ async def deploy(rpc: Rpc) -> Deployment:
     if (await Vault(rpc, contract).platform(platform)).owner == ZERO_ADDRESS:
         payload = vault.register_platform(_SALT, OWNER.address, METER.address, EXIT_DELAY_SECONDS)
         await transact(rpc, OWNER, contract, payload)
-    return Deployment(contract, usdc, platform, deployed_block=1)
+    # The second transaction of the chain. Nobody starts before the first: anvil does not keep its block 0 over a restart.
+    return Deployment(contract, usdc, platform, deployed_block=2)
 
 
 async def mint_and_deposit(
@@ -90,14 +90,30 @@ async def mint_and_deposit(
         ChainError
     """
     usdc = await Vault(rpc, contract).token()
-    mint = keccak(b"mint(address,uint256)")[:4] + encode(("address", "uint256"), (FAUCET.address, tokens))
-    await _send(rpc, usdc, mint, _MINT_GAS)
+    await _send(rpc, usdc, _mint(FAUCET.address, tokens), _MINT_GAS)
     tx_hash = await _send(rpc, contract, vault.deposit(platform, owner, label_hash, tokens), _DEPOSIT_GAS)
+    return await _mined(rpc, tx_hash)
+
+
+async def mint(rpc: Rpc, usdc: str, holder: str, tokens: int) -> str:
+    """Mint test USDC to anybody; the hash of the transaction, which is mined by then.
+
+    Raises:
+        ChainError
+    """
+    return await _mined(rpc, await _send(rpc, usdc, _mint(holder, tokens), _MINT_GAS))
+
+
+def _mint(holder: str, tokens: int) -> bytes:
+    return keccak(b"mint(address,uint256)")[:4] + encode(("address", "uint256"), (holder, tokens))
+
+
+async def _mined(rpc: Rpc, tx_hash: str) -> str:
     async with asyncio.timeout(_MINED_SECONDS):
         while (receipt := await rpc.call("eth_getTransactionReceipt", tx_hash)) is None:
             await asyncio.sleep(_POLL_SECONDS)
     if receipt["status"] != "0x1":
-        raise ChainError(reason=f"the deposit {tx_hash} was mined and failed")
+        raise ChainError(reason=f"the transaction {tx_hash} was mined and failed")
     return tx_hash
 
 

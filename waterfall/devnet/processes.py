@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -37,19 +37,28 @@ class Child:
     It leads a session of its own, so that Ctrl-C in a terminal reaches only us and we stop children in order.
     """
 
-    def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         """Describe the child.
 
         Args:
             name: for people and file names.
             command: absolute path of the program, and its arguments.
             folder: where `<name>.log` (of the last start) and `<name>.pid` are.
+            environment: variables it has beyond ours.
         """
         self.name = name
         self.log = folder / f"{name}.log"
         self._command = list(command)
+        self._environment = dict(environment or {})
         self._pid_file = folder / f"{name}.pid"
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def code(self) -> int | None:
+        """Exit code once it has ended; negative: the signal that ended it."""
+        return self._process.poll() if self._process else None
 
     @property
     def pid(self) -> int | None:
@@ -78,6 +87,7 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env={**os.environ, **self._environment},
             )
         self._pid_file.write_text(f"{self._process.pid} {os.getpid()}\n")
 
@@ -109,9 +119,9 @@ class Child:
     async def stop(self, *, seconds: float = 10) -> None:
         """End it: SIGTERM, and SIGKILL after `seconds`. Does nothing when it is not running."""
         if self.pid is not None:
-            self._signal(signal.SIGTERM)
+            self.signal(signal.SIGTERM)
             if not await self._ended(seconds):
-                self._signal(signal.SIGKILL)
+                self.signal(signal.SIGKILL)
                 await self._ended(_KILL_SECONDS)
         if self._process is not None:
             self._pid_file.unlink(missing_ok=True)
@@ -137,7 +147,7 @@ class Child:
         tail = "".join(f"\n  {line}" for line in self.log_tail().splitlines()) or " (nothing)"
         return ProcessFailed(process=self.name, problem=problem, log=self.log, tail=tail)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def signal(self, number: signal.Signals) -> None:
         """Signal the child and all that it started; it is not reaped, so its id is its own."""
         pid = self.pid
         if pid is not None:

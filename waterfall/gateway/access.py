@@ -7,8 +7,7 @@ from starlette.requests import Request
 
 from waterfall.errors import ApiKeyExpired, InvalidApiKey, InvalidRequest, PermissionDenied
 from waterfall.ledger.journal import Caller, now_ms
-from waterfall.ledger.keys import ApiKey
-from waterfall.ledger.store import Ledger
+from waterfall.ledger.keys import ApiKey, Keyring
 
 _LONGEST_NAMED = 80
 """Of what a header names; longer than any id, so that what is cut off makes none."""
@@ -36,14 +35,14 @@ class Access:
             raise PermissionDenied(reason="This key belongs to another account.")
 
 
-def authenticate(ledger: Ledger, request: Request) -> Access:
+def authenticate(keys: Keyring, request: Request) -> Access:
     """Find the key a request shows.
 
     Raises:
         InvalidApiKey, ApiKeyExpired
     """
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    key = ledger.find_key(secret.strip()) if scheme.lower() == "bearer" else None
+    key = keys.find(secret.strip()) if scheme.lower() == "bearer" else None
     if key is None or key.revoked_at is not None:
         raise InvalidApiKey
     if key.expires_at is not None and key.expires_at <= now_ms():
@@ -51,13 +50,13 @@ def authenticate(ledger: Ledger, request: Request) -> Access:
     return Access(key)
 
 
-def payer(ledger: Ledger, request: Request) -> Caller:
+def payer(keys: Keyring, request: Request) -> Caller:
     """The account that pays for a call: the key's own, or the one a platform key names.
 
     Raises:
         InvalidApiKey, ApiKeyExpired, PermissionDenied, InvalidRequest
     """
-    access = authenticate(ledger, request)
+    access = authenticate(keys, request)
     named = request.headers.get("x-waterfall-account")
     if named is not None:
         named = named.lower()[:_LONGEST_NAMED]

@@ -1,7 +1,8 @@
 """The gateway as an ASGI application."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
@@ -9,20 +10,23 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from waterfall import __version__
-from waterfall.errors import BodyTooLarge, InvalidRequest, UnsupportedRoute, WaterfallError
-from waterfall.gateway import admin, chat
+from waterfall.errors import BodyTooLarge, InvalidRequest, UnsupportedRoute, Unsure, WaterfallError
+from waterfall.gateway import admin, chat, wire
 from waterfall.gateway.access import authenticate, payer
 from waterfall.gateway.calls import Calls
 from waterfall.gateway.chat import ChatRequest
 from waterfall.gateway.completions import Serving
 from waterfall.gateway.config import GatewaySettings, ModelSettings, UpstreamSettings
+from waterfall.gateway.following import Following
 from waterfall.gateway.models import Models
 from waterfall.gateway.render import error_response, hold_headers
+from waterfall.gateway.tracing import Tracing
 from waterfall.gateway.upstreams import Upstream
+from waterfall.gateway.watch import Health, Readiness, Watch
 from waterfall.ledger.store import Ledger
 from waterfall.signers import Signer
 from waterfall.types import Hash32, RateCard
@@ -35,7 +39,7 @@ _LARGE_BODY = 2**18
 _NOT_JSON = "The body is not JSON."
 
 
-class ModelFacts(admin.Shown):
+class ModelFacts(wire.Shown):
     """A model as OpenAI's clients read it, with what it costs."""
 
     id: str
@@ -48,20 +52,11 @@ class ModelFacts(admin.Shown):
     prices: RateCard
 
 
-class ModelList(admin.Shown):
+class ModelList(wire.Shown):
     """All models that may be called."""
 
     object: Literal["list"] = "list"
     data: list[ModelFacts]
-
-
-class Health(admin.Shown):
-    """Whether anything needs a person."""
-
-    status: Literal["ok", "halted"]
-    halted: dict[str, str]
-    """What has stopped: part → reason."""
-    version: str
 
 
 class Gateway:
@@ -75,7 +70,8 @@ class Gateway:
         ledger: Ledger,
         meter: Signer,
         label_salt: bytes,
-        halted: Mapping[str, str],
+        watch: Watch,
+        tracing: Tracing | None = None,
     ) -> None:
         """A gateway.
 
@@ -86,11 +82,14 @@ class Gateway:
             ledger: where the money is.
             meter: signs receipts.
             label_salt: keeps account labels unreadable on the chain.
-            halted: parts of the relayer that need a person, for /healthz.
+            watch: looks at this service.
+            tracing: takes traces.
         """
         self._settings = settings
         self._ledger = ledger
-        self._halted = halted
+        self._watch = watch
+        self._tracing = tracing or Tracing()
+        self._drained_by: float | None = None
         self._upstreams = {name: Upstream(name, upstream) for name, upstream in upstreams.items()}
         self.models = Models(models, self._upstreams, settings)
         self.calls = Calls(
@@ -98,6 +97,7 @@ class Gateway:
             meter,
             max_projection_age_seconds=settings.max_projection_age_seconds,
             longest_call_seconds=max((u.max_call_seconds for u in upstreams.values()), default=0),
+            tracing=self._tracing,
         )
         self.app = self._app(label_salt)
 
@@ -108,9 +108,10 @@ class Gateway:
             summary="LLM calls, each checked against an on-chain wallet, metered, priced and settled.",
             lifespan=self._lifespan,
             redirect_slashes=False,
+            following=lambda app: Following(app, self._ledger.metrics, self._tracing),
         )
         app.add_middleware(_BodyLimit, limit=self._settings.max_body_bytes)
-        app.add_exception_handler(WaterfallError, _on_waterfall_error)
+        app.add_exception_handler(WaterfallError, self._on_waterfall_error)
         app.add_exception_handler(RequestValidationError, _on_invalid_request)
         app.add_exception_handler(HTTPException, _on_http_exception)
         app.add_exception_handler(Exception, _on_failure)
@@ -119,17 +120,32 @@ class Gateway:
             self._chat_completions,
             methods=["POST"],
             response_class=Response,
-            responses=_CHAT_ANSWERS | admin.errors(400, 401, 402, 403, 404, 413, 502, 503, 504) | _PASSED_ON,
+            responses=_CHAT_ANSWERS | wire.errors(400, 401, 402, 403, 404, 413, 502, 503, 504) | _PASSED_ON,
             openapi_extra=_CHAT_OPENAPI,
         )
-        app.add_api_route("/v1/models", self._list_models, methods=["GET"], responses=admin.errors(401))
+        app.add_api_route("/v1/models", self._list_models, methods=["GET"], responses=wire.errors(401))
         app.add_api_route(
             "/healthz",
             self._health,
             methods=["GET"],
             response_model=Health,
-            responses={503: {"model": Health, "description": "Something needs a person."}},
+            responses={503: {"model": Health, "description": "Nothing is settled: it needs a person."}},
             openapi_extra={"security": []},
+        )
+        app.add_api_route(
+            "/readyz",
+            self._readiness,
+            methods=["GET"],
+            response_model=Readiness,
+            responses={503: {"model": Readiness, "description": "New calls are refused."}},
+            openapi_extra={"security": []},
+        )
+        app.add_api_route(
+            "/metrics",
+            self._metrics,
+            methods=["GET"],
+            response_class=Response,
+            responses=_METRICS_ANSWER | wire.errors(401, 403),
         )
         app.include_router(admin.router)
         app.state.office = admin.Office(self._ledger, self.calls, self.models, label_salt)
@@ -144,21 +160,37 @@ class Gateway:
                 log.warning("called without a key", upstream=name, not_set=upstream.settings.api_key_env)
         leases = asyncio.create_task(self.calls.renew_leases())
         yield
-        await self.calls.drain(self._settings.drain_seconds)
-        for upstream in self._upstreams.values():
-            upstream.cut()
-        await self.calls.drain(_CUT_SECONDS)
+        self.stop()
+        await self.drain()
+        await self.cut()
         for upstream in self._upstreams.values():
             await upstream.close()
         leases.cancel()
         with suppress(asyncio.CancelledError):
             await leases
 
+    def stop(self) -> None:
+        """Take no new calls from now on, and say so to whoever asks for readiness."""
+        self._watch.is_stopping = self.calls.is_stopping = True
+        if self._drained_by is None:
+            self._drained_by = time.monotonic() + self._settings.drain_seconds
+
+    async def drain(self) -> None:
+        """Let running calls end, until `drain_seconds` after the stop."""
+        await self.calls.drain(max(0.0, (self._drained_by or 0) - time.monotonic()))
+
+    async def cut(self) -> None:
+        """End running calls now, as if their upstreams had broken off."""
+        for upstream in self._upstreams.values():
+            upstream.cut()
+        await self.calls.drain(_CUT_SECONDS)
+
     # ── Routes ───────────────────────────────────────────────────────────────────────────────────────
 
     async def _chat_completions(self, request: Request) -> Response:
         """OpenAI's chat completions, billed to the key's account."""
-        caller = payer(self._ledger, request)
+        with self._tracing.span("authenticate"):
+            caller = payer(self._ledger.keys, request)
         wanted = await _read(await request.body())
         model = self.models.find(wanted.model)
         held = await self.calls.hold(caller, model, wanted.bound(model))
@@ -169,13 +201,13 @@ class Gateway:
             else:
                 response = await asyncio.shield(self.calls.start(serving.whole()))
         except WaterfallError as error:
-            response = error_response(error)
+            response = await self._on_waterfall_error(request, error)
         response.headers.update(hold_headers(held))
         return response
 
     async def _list_models(self, request: Request) -> ModelList:
         """The models that may be called."""
-        authenticate(self._ledger, request)
+        authenticate(self._ledger.keys, request)
         return ModelList(
             data=[
                 ModelFacts(
@@ -185,15 +217,42 @@ class Gateway:
             ]
         )
 
-    async def _health(self) -> JSONResponse:
-        """Whether anything needs a person."""
-        healthy = not self._halted
-        body = Health(status="ok" if healthy else "halted", halted=dict(self._halted), version=__version__)
-        return JSONResponse(body.model_dump(), status_code=200 if healthy else 503)
+    async def _health(self, request: Request) -> Response:
+        """Whether anything needs a person, and why if the platform's key is shown."""
+        return await self._watch.health(with_reasons=self._is_platform(request))
+
+    async def _readiness(self, request: Request) -> Response:
+        """Whether new calls are accepted now, and why not if the platform's key is shown."""
+        return await self._watch.readiness(with_reasons=self._is_platform(request))
+
+    def _is_platform(self, request: Request) -> bool:
+        try:
+            return authenticate(self._ledger.keys, request).is_admin
+        except WaterfallError:
+            return False
+
+    async def _on_waterfall_error(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, WaterfallError)  # noqa: S101 - what it is registered for
+        if isinstance(error, Unsure):
+            log.warning("refused", code=error.code, reason=error.message)
+        return error_response(error, to_platform=self._is_platform(request))
+
+    async def _metrics(self, request: Request) -> Response:
+        """What this process counts and sees, for Prometheus: the platform's figures, so with its key."""
+        authenticate(self._ledger.keys, request).require_admin()
+        return await self._watch.metrics()
 
 
 class _Documented(FastAPI):
-    """The application with its keys in the OpenAPI document."""
+    """The application with its keys in the OpenAPI document, and every request of it followed."""
+
+    def __init__(self, *, following: Callable[[ASGIApp], ASGIApp], **options: Any) -> None:
+        super().__init__(**options)
+        self._following = following
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """All of it, outside of what answers failures."""
+        return self._following(super().build_middleware_stack())
 
     def openapi(self) -> dict[str, Any]:
         """The document."""
@@ -220,6 +279,12 @@ _CHAT_ANSWERS: dict[int | str, dict[str, Any]] = {
             "application/json": {"schema": {"type": "object", "additionalProperties": True}},
             "text/event-stream": {"schema": {"type": "string"}},
         },
+    }
+}
+_METRICS_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Prometheus's text format.",
+        "content": {"text/plain": {"schema": {"type": "string"}}},
     }
 }
 _PASSED_ON: dict[int | str, dict[str, Any]] = {
@@ -271,11 +336,6 @@ _CHAT_OPENAPI = {
 async def _read(body: bytes) -> ChatRequest:
     """The request; a large one is checked aside, as that takes up to seconds."""
     return chat.read(body) if len(body) < _LARGE_BODY else await asyncio.to_thread(chat.read, body)
-
-
-async def _on_waterfall_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, WaterfallError)  # noqa: S101 - what it is registered for
-    return error_response(error)
 
 
 async def _on_invalid_request(_: Request, error: Exception) -> Response:

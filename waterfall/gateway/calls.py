@@ -9,23 +9,36 @@ from typing import Any, TypeVar
 
 import structlog
 
-from waterfall.errors import FundsHeld, HoldNotOpen, InsufficientFunds, LedgerError, WaterfallError
+from waterfall.errors import (
+    FundsHeld,
+    HoldNotOpen,
+    InsufficientFunds,
+    LedgerError,
+    SignerUnavailable,
+    Unavailable,
+    WaterfallError,
+)
+from waterfall.failpoints import failpoint
 from waterfall.gateway.models import Model
-from waterfall.ledger.journal import Caller, Captured, Hold
-from waterfall.ledger.store import LEASE_MS, Ledger
+from waterfall.gateway.tracing import Tracing
+from waterfall.ledger.books import Hold
+from waterfall.ledger.journal import Caller, Captured
+from waterfall.ledger.store import Ledger, new_receipt_id
 from waterfall.metering import prices
 from waterfall.metering.prices import Bound
 from waterfall.receipts import Domain, canonical_hash, receipt_digest
-from waterfall.signers import Signer
+from waterfall.signers import Signer, signature_of
 from waterfall.types import RateCard, SignedReceipt, Usage, UsageReceipt
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 
-_RENEW_SECONDS = LEASE_MS / 1000 / 5
+_RENEWALS_IN_A_LEASE = 5
 _SLOWEST_RETRY_SECONDS = 5.0
 _SETTLEMENT_BOUND_SECONDS = 60
+_STEP_SECONDS = 0.01
+"""Between looks whether a call has gone on to its next step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +56,13 @@ class Calls:
     """All calls of this process, and the meter that signs for them."""
 
     def __init__(
-        self, ledger: Ledger, meter: Signer, *, max_projection_age_seconds: float, longest_call_seconds: float
+        self,
+        ledger: Ledger,
+        meter: Signer,
+        *,
+        max_projection_age_seconds: float,
+        longest_call_seconds: float,
+        tracing: Tracing | None = None,
     ) -> None:
         """Calls over one ledger.
 
@@ -53,8 +72,12 @@ class Calls:
             max_projection_age_seconds: no call is authorised on an older view of the chain.
             longest_call_seconds: with the settlement's bound, how long before its expiry a policy counts as
                 expired.
+            tracing: takes the spans of their steps.
         """
         self.ledger = ledger
+        self.tracing = tracing or Tracing()
+        self.is_stopping = False
+        """Whether no new ones are taken."""
         self.meter_address = meter.address
         self._meter = meter
         self._max_age = max_projection_age_seconds
@@ -71,20 +94,45 @@ class Calls:
         """
         holding = self.start(self._hold(caller, model, bound))
         try:
-            return await asyncio.shield(holding)
+            with self.tracing.span("hold", model=model.name) as span:
+                held = await asyncio.shield(holding)
+                span.set_attribute("waterfall.charge_id", str(held.charge_id))
+                span.set_attribute("waterfall.receipt_id", held.receipt_id)
+                return held
         except asyncio.CancelledError:
             self.start(self._release_unused(holding))
             raise
 
     async def _hold(self, caller: Caller, model: Model, bound: Bound) -> Hold:
-        block_time = self.ledger.block_time(self._max_age)
+        block_time = self._block_time()
         await self.ledger.keep_rate_card(model.price_id, model.card)
+        receipt_id = new_receipt_id()
         with self._top_up(caller.account):
-            held = await self.ledger.hold(
-                caller, model.name, bound, block_time=block_time, expiry_margin=self._expiry_margin
-            )
+            try:
+                held = await self.ledger.hold(
+                    caller,
+                    model.name,
+                    bound,
+                    block_time=block_time,
+                    expiry_margin=self._expiry_margin,
+                    receipt_id=receipt_id,
+                )
+            except LedgerError:
+                self.start(self._release_unanswered(receipt_id, caller.account))
+                raise
         self._open[held.sequence] = held
+        self._log("held", held, account=held.account, model=model.name)
+        failpoint("call.held")
         return held
+
+    def _block_time(self) -> int:
+        if self.is_stopping:
+            raise Unavailable(reason="this gateway is stopping")
+        return self.ledger.block_time(self._max_age)
+
+    def _log(self, event: str, held: Hold, **facts: Any) -> None:
+        """Log a step of a call; the charge's id is what the relayer's lines go on with."""
+        log.info(event, charge=held.charge_id, receipt=held.receipt_id, **facts)
 
     @contextmanager
     def _top_up(self, account: str) -> Iterator[None]:
@@ -99,6 +147,10 @@ class Calls:
         with suppress(WaterfallError):
             await self.release(await holding, "it was cancelled before the upstream was called")
 
+    async def _release_unanswered(self, receipt_id: str, account: str) -> None:
+        reason = "its hold was answered by an error, so the upstream was not called"
+        await _until_durable(lambda: self.ledger.release_unanswered(receipt_id, account, reason))
+
     async def capture(self, held: Hold, model: Model, metered: Metered) -> Captured:
         """Charge what was metered. Tried until it is durable: delivered work never goes uncharged by a hiccup.
 
@@ -111,17 +163,34 @@ class Calls:
             log.error(
                 "bound broken", receipt=held.receipt_id, held=held.amount, metered=price, model=model.name
             )
-        signed = self.sign(held, model.name, model.card, model.price_id, amount, metered)
-        return await self._end(held, lambda: self.ledger.capture(held, signed, price - amount))
+        signed: SignedReceipt | None = None
+
+        async def write() -> Captured:
+            nonlocal signed
+            if signed is None:  # signed once: what is asked for again is the same receipt
+                signed = await self.sign(held, model.name, model.card, model.price_id, amount, metered)
+            return await self.ledger.capture(
+                held, signed, price - amount, expiry_margin=_SETTLEMENT_BOUND_SECONDS
+            )
+
+        failpoint("call.answered")
+        with self.tracing.span("capture", amount=str(amount)):
+            captured = await self._end(held, write)
+        self._log("captured", held, amount=captured.amount)
+        failpoint("call.captured")
+        return captured
 
     async def release(self, held: Hold, reason: str) -> None:
         """Give the hold back: the call cost nothing."""
         with suppress(HoldNotOpen):
             await self._end(held, lambda: self.ledger.release(held, reason))
+            self._log("released", held, reason=reason)
 
     async def lose(self, held: Hold, reason: str) -> None:
         """Give the hold back, and list the call as one that may have cost something."""
-        log.error("call lost", receipt=held.receipt_id, held=held.amount, reason=reason)
+        log.error(
+            "call lost", charge=held.charge_id, receipt=held.receipt_id, held=held.amount, reason=reason
+        )
         with suppress(HoldNotOpen):
             await self._end(held, lambda: self.ledger.lose(held, reason))
 
@@ -149,23 +218,33 @@ class Calls:
         price_id = canonical_hash(None if card is None else card.model_dump(mode="json"))
         if card is not None:
             await self.ledger.keep_rate_card(price_id, card)
+        drawn = await self.ledger.draw(caller, amount)
+        signed = await self.sign(drawn, model, card, price_id, amount, metered)
         with self._top_up(caller.account):
-            return await self.ledger.charge(
+            receipt_id = await self.ledger.charge(
                 caller,
                 model,
                 prices.fixed(amount),
-                lambda held: self.sign(held, model, card, price_id, amount, metered),
-                block_time=self.ledger.block_time(self._max_age),
+                drawn,
+                signed,
+                block_time=self._block_time(),
                 expiry_margin=_SETTLEMENT_BOUND_SECONDS,
                 idempotency_key=idempotency_key,
                 body_hash=metered.request_hash,
             )
+        if receipt_id == drawn.receipt_id:
+            self._log("captured", drawn, account=drawn.account, model=model, amount=amount)
+        return receipt_id
 
-    def sign(
+    async def sign(
         self, held: Hold, model: str, card: RateCard | None, price_id: str, amount: int, metered: Metered
     ) -> SignedReceipt:
-        """The signed receipt of a call."""
-        head = self.ledger.head
+        """The signed receipt of a call.
+
+        Raises:
+            SignerUnavailable: whatever holds the meter's key gave no signature.
+        """
+        head = self.ledger.view.head
         usage = metered.usage
         receipt = UsageReceipt(
             platform=self.ledger.platform,
@@ -194,7 +273,7 @@ class Calls:
             receipt=receipt,
             digest="0x" + digest.hex(),
             meter=self._meter.address,
-            signature="0x" + self._meter.sign(digest).hex(),
+            signature="0x" + (await signature_of(self._meter, digest)).hex(),
             usage=metered.reported,
             rate_card=card,
         )
@@ -216,18 +295,29 @@ class Calls:
     async def renew_leases(self) -> None:
         """Keep the holds of running calls from being taken for abandoned. Runs until cancelled."""
         while True:
-            await asyncio.sleep(_RENEW_SECONDS)
-            for held in list(self._open.values()):
-                try:
-                    await self.ledger.renew(held)
-                except LedgerError as error:
-                    log.warning("lease not renewed", receipt=held.receipt_id, reason=error.message)
+            await asyncio.sleep(self.ledger.lease_seconds / _RENEWALS_IN_A_LEASE)
+            try:
+                await self.ledger.renew(list(self._open.values()))
+            except LedgerError as error:
+                log.warning("leases not renewed", holds=len(self._open), reason=error.message)
 
     async def drain(self, seconds: float) -> None:
-        """Wait for running calls to end, so that a stop loses nothing."""
+        """Wait for running calls to end, so that a stop loses nothing.
+
+        A call goes on from one step to the next, each running by itself, and between two of them none is: so it is looked
+        for again, in the loop's next turns, before nothing is left.
+        """
         if self._running:
             log.info("waiting for calls to end", calls=len(self._running))
-            await asyncio.wait(self._running, timeout=seconds)
+        until = time.monotonic() + seconds
+        while self._open or self._running:
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            if self._running:
+                await asyncio.wait(self._running, timeout=left)
+            else:
+                await asyncio.sleep(min(left, _STEP_SECONDS))
 
 
 async def _until_durable(write: Callable[[], Awaitable[T]]) -> T:
@@ -235,7 +325,7 @@ async def _until_durable(write: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await write()
-        except LedgerError as error:
+        except (LedgerError, SignerUnavailable) as error:
             log.error("not durable yet, trying again", reason=error.message)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _SLOWEST_RETRY_SECONDS)

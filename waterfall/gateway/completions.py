@@ -1,6 +1,7 @@
 """Serving chat completions: what happens between the hold and the capture."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -26,7 +27,7 @@ from waterfall.gateway.models import Model
 from waterfall.gateway.render import charge_headers, error_body
 from waterfall.gateway.stream import Event, NotAStream, events
 from waterfall.keccak import keccak
-from waterfall.ledger.journal import Hold
+from waterfall.ledger.books import Hold
 from waterfall.metering.usage import UsageUnreadable, from_openai_chat
 from waterfall.receipts import bytes_hash
 from waterfall.types import Usage
@@ -56,8 +57,27 @@ class Serving:
     @asynccontextmanager
     async def _answer(self) -> AsyncIterator[aiohttp.ClientResponse]:
         body = self._request.upstream_body(self._model, self._held.output_tokens)
-        async with self._model.upstream.post(_PATH, body) as response:
-            yield response
+        name, metrics, tracing = self._model.upstream.name, self._calls.ledger.metrics, self._calls.tracing
+        began, outcome = time.monotonic(), "failed"
+        try:
+            with tracing.span("upstream", upstream=name) as span:
+                async with self._model.upstream.post(_PATH, body, tracing.headers()) as response:
+                    seconds, outcome = time.monotonic() - began, str(response.status)
+                    metrics.upstream_seconds.labels(name).observe(seconds)
+                    span.set_attribute("http.response.status_code", response.status)
+                    log.info(
+                        "answered",
+                        charge=self._held.charge_id,
+                        upstream=name,
+                        status=response.status,
+                        seconds=round(seconds, 6),
+                    )
+                    yield response
+        except (UpstreamUnavailable, UpstreamTimeout, UpstreamInvalid) as error:
+            outcome = error.code
+            raise
+        finally:
+            metrics.upstream_requests.labels(name, outcome).inc()
 
     async def _give_up(self, error: BaseException) -> None:
         """End the hold of a call that failed: free where it cannot have cost anything, else listed as lost."""

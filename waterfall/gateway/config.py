@@ -24,12 +24,24 @@ class GatewaySettings(Frozen):
     """Output cap of a call that sets none."""
     max_projection_age_seconds: float = Field(default=60, gt=0, le=_LONGEST_SECONDS)
     """No call is authorised on a view of the chain older than this."""
+    lease_seconds: float = Field(default=60, ge=1, le=_LONGEST_SECONDS)
+    """With PostgreSQL: how long after a gateway has died the holds of its calls are kept. Calls that run renew them."""
     drain_seconds: float = Field(default=60, gt=0, le=_LONGEST_SECONDS)
     """How long a stop waits for running calls."""
+    notice_seconds: float = Field(default=0, ge=0, le=_LONGEST_SECONDS)
+    """How long at least a stop answers on with 503, so that load balancers see it."""
 
 
 def _base_url(text: str) -> str:
-    wrong = "must be such as https://api.example.com/v1, without credentials or query"
+    return _plain_url(text, "https://api.example.com/v1")
+
+
+def _collector(text: str) -> str:
+    return _plain_url(text, "http://127.0.0.1:4318")
+
+
+def _plain_url(text: str, example: str) -> str:
+    wrong = f"must be such as {example}, without credentials or query"
     try:
         url = urlsplit(text)
         port_is_one = url.port is None or url.port > 0
@@ -39,6 +51,21 @@ def _base_url(text: str) -> str:
     if url.scheme not in {"http", "https"} or not url.hostname or not port_is_one or not is_plain:
         raise ValueError(wrong)
     return text
+
+
+class MetricsSettings(Frozen):
+    """`[metrics]`: a listener of their own for /metrics, /healthz and /readyz, which asks for no key."""
+
+    host: str = "127.0.0.1"
+    port: int | None = Field(default=None, ge=0, le=65535, strict=True)
+    """0 takes a free port. Absent: a relayer without a gateway does that, and a gateway has no such listener."""
+
+
+class TracingSettings(Frozen):
+    """`[tracing]`: where traces of calls go."""
+
+    otlp_endpoint: Annotated[str, AfterValidator(_collector)] | None = None
+    """A collector that takes OTLP over HTTP, such as http://127.0.0.1:4318; absent: there are no traces."""
 
 
 class UpstreamSettings(Frozen):

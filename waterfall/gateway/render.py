@@ -4,9 +4,9 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from waterfall.errors import FundsHeld, Unavailable, WaterfallError
+from waterfall.errors import FundsHeld, Unavailable, Unsure, WaterfallError
 from waterfall.gateway.upstreams import may_be_retried
-from waterfall.ledger.journal import Hold
+from waterfall.ledger.books import Hold
 from waterfall.money import format_usd
 
 _TYPES = {
@@ -22,8 +22,12 @@ _TYPES = {
 _RETRY_SECONDS = 1
 
 
-def error_body(error: WaterfallError) -> dict[str, Any]:
+def error_body(error: WaterfallError, *, to_platform: bool = False) -> dict[str, Any]:
     """An error as OpenAI's clients read it, with our facts beside: amounts in USD, codes that stay.
+
+    Args:
+        error: what happened.
+        to_platform: whether the platform reads it, who alone is told what its database and its nodes say.
 
     Source: https://platform.openai.com/docs/guides/error-codes
     """
@@ -32,16 +36,16 @@ def error_body(error: WaterfallError) -> dict[str, Any]:
         "error": {
             "param": None,
             **facts,
-            "message": error.message,
+            "message": error.told if isinstance(error, Unsure) and not to_platform else error.message,
             "type": _TYPES.get(error.status, "api_error"),
             "code": error.code,
         }
     }
 
 
-def error_response(error: WaterfallError, headers: dict[str, str] | None = None) -> Response:
+def error_response(error: WaterfallError, *, to_platform: bool = False) -> Response:
     """An error as an HTTP answer that says when it must not be sent again."""
-    response = JSONResponse(error_body(error), status_code=error.status, headers=headers)
+    response = JSONResponse(error_body(error, to_platform=to_platform), status_code=error.status)
     if not may_be_retried(error):
         response.headers["x-should-retry"] = "false"
     if isinstance(error, FundsHeld | Unavailable):

@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 import aiohttp
@@ -57,8 +57,10 @@ class Upstream:
         return self._session
 
     @asynccontextmanager
-    async def post(self, path: str, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request; the answer's status and headers are there, its body is still to be read.
+    async def post(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request, with these headers besides its own; the answer's status and headers are there, its body is still to be read.
 
         What aiohttp says of a failure names hosts and ports, so it is logged and not told to callers.
 
@@ -77,14 +79,16 @@ class Upstream:
                 asyncio.timeout(first) as limit,
                 self._may_be_cut(limit),
                 # A redirect would let another server see the request and run it.
-                self._open().post(url, data=_payload(body), allow_redirects=False) as response,
+                self._open().post(
+                    url, data=_payload(body), headers=headers, allow_redirects=False
+                ) as response,
             ):
                 answered = True
                 if not self._is_cut:
                     limit.reschedule(end)
                 yield response
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
-            log.warning("upstream not reached", upstream=self.name, reason=repr(error))
+            log.warning("upstream not reached", upstream=self.name, reason=_words_of(error))
             raise UpstreamUnavailable(upstream=self.name, reason="no connection") from error
         except TimeoutError as error:
             if self._is_cut:
@@ -92,7 +96,7 @@ class Upstream:
             seconds = settings.max_call_seconds if answered and limit.expired() else settings.timeout_seconds
             raise UpstreamTimeout(upstream=self.name, seconds=seconds) from error
         except aiohttp.ClientError as error:
-            log.warning("upstream broke off", upstream=self.name, reason=repr(error))
+            log.warning("upstream broke off", upstream=self.name, reason=_words_of(error))
             raise UpstreamInvalid(upstream=self.name, reason="the connection broke") from error
 
     @asynccontextmanager
@@ -116,6 +120,11 @@ class Upstream:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_CLOSE_SECONDS):
                     await self._session.close()
+
+
+def _words_of(error: Exception) -> str:
+    """What a failure says. Never its repr: aiohttp's shows the request's headers, and our key in them."""
+    return f"{type(error).__name__}: {error}"
 
 
 def _payload(body: bytes) -> bytes | io.BytesIO:

@@ -1,29 +1,31 @@
 """The journal of calls: hold, capture, release; what the chain does not know yet.
 
-Operations of the writer. Each is one atomic step over the hold's row and its account's wallet, and they keep
+Entries of the books. Each is one atomic step over the hold's row and its account's wallet, and they keep
 `held` = Σ open holds and `unsettled` = Σ charges not on the chain. Balances are the projection's.
 """
 
 import json
-import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
-from waterfall.errors import AccountNotFound, HoldNotOpen, IdempotencyConflict, LedgerError
+from waterfall.errors import HoldNotOpen, IdempotencyConflict, LedgerError, PaymentRequired
 from waterfall.ledger import schema
-from waterfall.ledger.wallet import Wallet, authorise
+from waterfall.ledger.books import SEQUENCE_BITS, Books, Hold
+from waterfall.ledger.database import as_text
+from waterfall.ledger.wallet import authorise
 from waterfall.ledger.writer import Transaction
+from waterfall.metering import prices
 from waterfall.metering.prices import Bound
-from waterfall.types import Allowance, Policy, RateCard, SignedReceipt
+from waterfall.types import RateCard, SignedReceipt
 
-SEQUENCE_BITS = 32
 QUEUED_AGAIN = {"state": "queued", "reason": None, "block": None, "tx_hash": None, "settled_at": None}
 """A charge whose last attempt no longer says anything."""
+_ABANDONED = "its call was abandoned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +34,6 @@ class Caller:
 
     account: str
     api_key: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """Credit set aside for one call."""
-
-    sequence: int
-    charge_id: int
-    receipt_id: str
-    account: str
-    amount: int
-    """The provable maximum, credit units."""
-    output_tokens: int
-    """How much output it pays for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,97 +52,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-# ── Wallets ──────────────────────────────────────────────────────────────────────────────────────────
-
-_READ_WALLET = """
-SELECT balance, pending, held, unsettled, "window", spent,
-       max_per_charge, max_per_window, window_seconds, expires_at,
-       allowance, allowance_spent, superseded, wanted
-FROM wallets WHERE account = ?
-"""
-
-
-def read_wallet(tx: Transaction, account: str) -> Wallet:
-    """The account's wallet.
-
-    Raises:
-        AccountNotFound
-    """
-    row = tx.hot(_READ_WALLET, (account,)).fetchone()
-    if row is None:
-        raise AccountNotFound(account=account)
-    return wallet_of(account, *row)
-
-
-def wallet_of(
-    account: str,
-    balance: str,
-    pending: str,
-    held: str,
-    unsettled: str,
-    window: int,
-    spent: str,
-    max_per_charge: str | None,
-    max_per_window: str | None,
-    window_seconds: int | None,
-    expires_at: int | None,
-    allowance: str | None,
-    allowance_spent: str,
-    superseded: str | None,
-    wanted: str | None,
-) -> Wallet:
-    """A wallet from its row, as the database holds it."""
-    policies = []
-    if max_per_charge is not None or max_per_window is not None or expires_at is not None:
-        policies.append(
-            Policy(
-                max_per_charge=None if max_per_charge is None else int(max_per_charge),
-                max_per_window=None if max_per_window is None else int(max_per_window),
-                window_seconds=window_seconds,
-                expires_at=expires_at,
-            )
-        )
-    allowances = [] if allowance is None else [Allowance.model_validate_json(allowance)]
-    for entry in [] if superseded is None else json.loads(superseded):
-        if "policy" in entry:
-            policies.append(Policy.model_validate(entry["policy"]))
-        else:
-            allowances.append(Allowance.model_validate(entry["allowance"]))
-    if wanted is not None:
-        policies.append(Policy.model_validate_json(wanted))
-    return Wallet(
-        account=account,
-        balance=int(balance),
-        pending=int(pending),
-        held=int(held),
-        unsettled=int(unsettled),
-        window_seconds=window_seconds,
-        window=window,
-        spent=int(spent),
-        policies=tuple(policies),
-        allowances=tuple(allowances),
-        allowance_spent=int(allowance_spent),
-    )
-
-
-_RESERVE = "UPDATE wallets SET held = ?, unsettled = ? WHERE account = ?"
-
-
-def _reserve(tx: Transaction, wallet: Wallet, *, held: int = 0, unsettled: int = 0) -> None:
-    """Add to what is held and unsettled."""
-    tx.hot(_RESERVE, (str(wallet.held + held), str(wallet.unsettled + unsettled), wallet.account))
-
-
 # ── Hold → capture | release | lose ──────────────────────────────────────────────────────────────────
-
-_INSERT_HOLD = """
-INSERT INTO holds (epoch, receipt_id, account, api_key, model, amount, state, created_at, lease_until)
-VALUES (?, ?, ?, ?, ?, ?, 'held', ?, ?)
-"""
 
 
 def hold(
-    tx: Transaction,
+    books: Books,
     *,
     epoch: int,
     caller: Caller,
@@ -163,28 +65,43 @@ def hold(
     block_time: int,
     expiry_margin: int,
     lease_ms: int,
+    receipt_id: str,
+    sequence: int | None = None,
 ) -> Hold:
     """Check the wallet and set the call's provable maximum aside: one atomic step.
+
+    Args:
+        books: where.
+        epoch: the ledger's.
+        caller: who asks.
+        model: for people.
+        bound: the provable maximum.
+        block_time: timestamp of the newest block known.
+        expiry_margin: seconds before a limit's expiry in which it counts as expired.
+        lease_ms: after how long without a renewal the hold is taken for abandoned.
+        receipt_id: random.
+        sequence: drawn before; None: drawn here.
 
     Raises:
         AccountNotFound, PaymentRequired
     """
-    wallet = read_wallet(tx, caller.account)
-    output_tokens, amount = authorise(wallet, bound, block_time, expiry_margin)
-    now = now_ms()
-    receipt_id = secrets.token_hex(16)
-    row = (epoch, receipt_id, caller.account, caller.api_key, model, str(amount), now, now + lease_ms)
-    sequence = tx.hot(_INSERT_HOLD, row).lastrowid
+    output_tokens, amount = authorise(books.wallet(caller.account), bound, block_time, expiry_margin)
+    sequence = books.draw() if sequence is None else sequence
+    held = Hold(sequence, charge_id(epoch, sequence), receipt_id, caller.account, amount, output_tokens)
+    books.open(held, epoch=epoch, api_key=caller.api_key, model=model, lease_ms=lease_ms)
+    return held
+
+
+def charge_id(epoch: int, sequence: int) -> int:
+    """The vault's id of a charge: epoch ‖ sequence.
+
+    Raises:
+        LedgerError: the epoch has no more.
+    """
     if sequence >> SEQUENCE_BITS:
         raise LedgerError(
             reason="this epoch's charge ids are used up: start a new epoch with `waterfall rebuild`"
         )
-    _reserve(tx, wallet, held=amount)
-    return Hold(sequence, charge_id(epoch, sequence), receipt_id, caller.account, amount, output_tokens)
-
-
-def charge_id(epoch: int, sequence: int) -> int:
-    """The vault's id of a charge: epoch ‖ sequence."""
     return epoch << SEQUENCE_BITS | sequence
 
 
@@ -198,21 +115,13 @@ def epoch_of(id_: int) -> int:
     return id_ >> SEQUENCE_BITS
 
 
-_END_HOLD = "UPDATE holds SET state = ?, reason = ?, ended_at = ? WHERE sequence = ? AND state = 'held'"
-_INSERT_CHARGE = """
-INSERT INTO charges (sequence, epoch, account, amount, excess, digest, receipt, meter, signature, usage, price_id,
-                     complete, state, captured_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-
-
-def capture(tx: Transaction, held: Hold, signed: SignedReceipt, excess: int = 0) -> Captured:
+def capture(books: Books, held: Hold, signed: SignedReceipt, excess: int = 0) -> Captured:
     """Turn a hold into a charge of what was metered; the rest of the hold is free again.
 
     An amount of zero is recorded and never goes to the chain (state `free`).
 
     Args:
-        tx: the transaction.
+        books: where.
         held: the open hold.
         signed: the receipt of the call; its amount is within the hold.
         excess: credit units metered beyond the hold, which the platform bears.
@@ -221,113 +130,156 @@ def capture(tx: Transaction, held: Hold, signed: SignedReceipt, excess: int = 0)
         HoldNotOpen
         ValueError: the amount exceeds the hold.
     """
-    amount, now = signed.receipt.amount, now_ms()
+    amount = signed.receipt.amount
     if amount > held.amount:
         raise ValueError(f"charge {held.charge_id} is larger than its hold")
-    _end(tx, held, "captured", None, now)
-    row = (
-        held.sequence,
-        epoch_of(signed.receipt.charge_id),
-        held.account,
-        str(amount),
-        str(excess),
+    books.end(held, "captured", None)
+    books.charge(held, amount, excess, *_of_receipt(signed))
+    return Captured(held.sequence, held.receipt_id, amount, books.wallet(held.account).after_charges)
+
+
+def _of_receipt(signed: SignedReceipt) -> tuple[Any, ...]:
+    return (
         signed.digest,
         signed.receipt.model_dump_json(),
         signed.meter,
         signed.signature,
-        None if signed.usage is None else json.dumps(signed.usage),
+        None if signed.usage is None else _as_json(signed.usage),
         signed.receipt.price_id,
-        signed.receipt.complete,
-        "queued" if amount else "free",
-        now,
+        int(signed.receipt.complete),
     )
-    tx.hot(_INSERT_CHARGE, row)
-    wallet = read_wallet(tx, held.account)
-    _reserve(tx, wallet, held=-held.amount, unsettled=amount)
-    return Captured(held.sequence, held.receipt_id, amount, wallet.after_charges - amount)
 
 
-def release(tx: Transaction, held: Hold, reason: str) -> None:
+def _as_json(usage: dict[str, Any]) -> str:
+    try:
+        return orjson.dumps(usage).decode()
+    except TypeError:  # numbers beyond 64 bits, halves of characters: whatever the provider sent is kept
+        return json.dumps(usage)
+
+
+def release(books: Books, held: Hold, reason: str) -> None:
     """Give a whole hold back: the upstream was not reached, or answered without cost.
 
     Raises:
         HoldNotOpen
     """
-    _give_back(tx, held, "released", reason)
+    books.end(held, "released", as_text(reason))
 
 
-def lose(tx: Transaction, held: Hold, reason: str) -> None:
+def lose(books: Books, held: Hold, reason: str) -> None:
     """Give a hold back whose call may have cost something that nobody can meter: listed and counted.
 
     Raises:
         HoldNotOpen
     """
-    _give_back(tx, held, "lost", reason)
+    books.end(held, "lost", as_text(reason))
 
 
-def _give_back(tx: Transaction, held: Hold, state: str, reason: str) -> None:
-    _end(tx, held, state, reason, now_ms())
-    _reserve(tx, read_wallet(tx, held.account), held=-held.amount)
+def capture_again(
+    books: Books,
+    held: Hold,
+    signed: SignedReceipt,
+    excess: int = 0,
+    *,
+    block_time: int | None,
+    expiry_margin: int,
+) -> Captured:
+    """Capture what could not be captured as its hold was not open: charged before, or closed as abandoned.
 
+    A capture that was answered by an error may have been durable all the same. And a hold is closed while its call
+    runs on where the process stood still for longer than the lease: what was delivered is charged then too, if its
+    account could have a hold of that amount now. Nothing keeps room for it any more, and what the vault would reject
+    is a debt that blocks the account.
 
-def _end(tx: Transaction, held: Hold, state: str, reason: str | None, now: int) -> None:
-    if tx.hot(_END_HOLD, (state, reason, now, held.sequence)).rowcount != 1:
+    Args:
+        books: where.
+        held: the hold that is not open.
+        signed: the receipt of the call.
+        excess: credit units metered beyond the hold, which the platform bears.
+        block_time: timestamp of the newest block known; None: none is.
+        expiry_margin: seconds before a limit's expiry in which it counts as expired.
+
+    Raises:
+        HoldNotOpen: it was closed by its own call, or cannot be paid for any more.
+        LedgerError: whether it can be, nobody knows while the chain has not been read.
+    """
+    holds, charges = schema.holds, schema.charges
+    wallet = books.wallet(held.account)
+    amount = signed.receipt.amount
+    known = books.run(sa.select(charges.c.digest).where(charges.c.sequence == held.sequence)).scalar()
+    if known == signed.digest:
+        return Captured(held.sequence, held.receipt_id, amount, wallet.after_charges)
+    its = holds.c.sequence == held.sequence, holds.c.state == "lost", holds.c.reason == _ABANDONED
+    if known is not None or books.run(sa.select(holds.c.sequence).where(*its)).scalar() is None:
         raise HoldNotOpen(receipt=held.receipt_id)
+    if block_time is None:
+        raise LedgerError(reason="the chain has not been read yet")
+    try:
+        authorise(wallet, prices.fixed(amount), block_time, expiry_margin)
+    except PaymentRequired:
+        raise HoldNotOpen(receipt=held.receipt_id) from None
+    columns = _of_receipt(signed)
+    books.run(holds.update().where(*its).values(state="captured", reason=None, ended_at=books.now))
+    books.charge(held, amount, excess, *columns)
+    return Captured(held.sequence, held.receipt_id, amount, wallet.after_charges)
 
 
-def renew(tx: Transaction, held: Hold, lease_ms: int) -> None:
-    """Keep a running call's hold from being taken for abandoned."""
-    tx.hot("UPDATE holds SET lease_until = ? WHERE sequence = ?", (now_ms() + lease_ms, held.sequence))
+def release_unanswered(books: Books, receipt_id: str, account: str, reason: str) -> None:
+    """Release the hold of this receipt, if there is one: whoever asked for it was answered by an error."""
+    holds = schema.holds
+    its = holds.c.receipt_id == receipt_id, holds.c.state == "held"
+    row = books.run(sa.select(holds.c.sequence, holds.c.amount).where(*its)).one_or_none()
+    if row is not None:
+        release(books, Hold(row.sequence, 0, receipt_id, account, row.amount, 0), reason)
+
+
+def renew(tx: Transaction, sequences: Sequence[int], lease_ms: int) -> None:
+    """Keep the holds of running calls from being taken for abandoned."""
+    table = schema.holds
+    tx.run(
+        table.update()
+        .where(schema.among(table.c.sequence, sequences), schema.is_(table.c.state, "held"))
+        .values(lease_until=schema.now_ms() + lease_ms)
+    )
 
 
 def keep_rate_card(tx: Transaction, price_id: str, card: RateCard) -> None:
     """Keep a rate card for as long as receipts name it."""
-    tx.run(
-        insert(schema.rate_cards)
-        .values(price_id=price_id, card=card.model_dump_json())
-        .on_conflict_do_nothing()
-    )
+    tx.insert_new(schema.rate_cards, {"price_id": price_id, "card": card.model_dump_json()})
 
 
 # ── Charges metered elsewhere ────────────────────────────────────────────────────────────────────────
 
 
 def charge(
-    tx: Transaction,
+    books: Books,
     *,
     idempotency_key: str,
     scope: str,
     body_hash: str,
-    order: Callable[[Transaction], Hold],
-    sign: Callable[[Hold], SignedReceipt],
+    order: Callable[[Books], Hold],
+    signed: SignedReceipt,
 ) -> str:
     """Hold and capture in one step, once per idempotency key; the receipt's id.
 
     Args:
-        tx: the transaction.
+        books: where.
         idempotency_key: the caller's.
         scope: whose keys these are.
         body_hash: hash of the request, so that a reused key is told apart from a repeat.
         order: makes the hold.
-        sign: makes the receipt for it.
+        signed: the receipt for it.
 
     Raises:
         IdempotencyConflict: the key was used with another body.
         AccountNotFound, PaymentRequired
     """
-    seen = find_charge(tx.run, idempotency_key=idempotency_key, scope=scope, body_hash=body_hash)
+    seen = find_charge(books.run, idempotency_key=idempotency_key, scope=scope, body_hash=body_hash)
     if seen is not None:
         return seen
-    held = order(tx)
-    capture(tx, held, sign(held))
-    row: dict[str, Any] = {
-        "scope": scope,
-        "key": idempotency_key,
-        "body_hash": body_hash,
-        "sequence": held.sequence,
-        "created_at": now_ms(),
-    }
-    tx.run(schema.idempotency.insert(), row)
+    held = order(books)
+    capture(books, held, signed)
+    books.remember(scope, idempotency_key, body_hash, held)
     return held.receipt_id
 
 
@@ -360,20 +312,54 @@ def find_charge(
 # ── Recovery ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def lose_open_holds(tx: Transaction, reason: str, *, lease_before: int | None = None) -> int:
-    """Close holds nobody works on any more; how many.
+def lose_open_holds(tx: Transaction, reason: str) -> int:
+    """Close every open hold; how many.
 
-    At start every open hold is one whose process died: its call may have reached the upstream, so it is lost,
-    never guessed. Later, those whose lease ran out before `lease_before` (Unix milliseconds).
+    For the start of a process that has the ledger for itself: their processes have died, and their calls may have
+    reached the upstream, so they are lost, never guessed.
     """
-    table = schema.holds
-    query = sa.select(table).where(table.c.state == "held")
-    if lease_before is not None:
-        query = query.where(table.c.lease_until < lease_before)
-    rows = tx.run(query).all()
+    return _lose(tx, reason)
+
+
+def lose_abandoned_holds(tx: Transaction) -> int:
+    """Close the holds whose leases have run out; how many."""
+    return _lose(tx, _ABANDONED, schema.holds.c.lease_until < schema.now_ms())
+
+
+def _lose(tx: Transaction, reason: str, *conditions: sa.ColumnElement[bool]) -> int:
+    table, wallets = schema.holds, schema.wallets
+    open_ = (schema.is_(table.c.state, "held"), *conditions)
+    accounts = tx.run(sa.select(table.c.account).where(*open_).distinct()).scalars().all()
+    held = {row.account: row.held for row in lock_wallets(tx, accounts)} if accounts else {}
+    query = sa.select(table.c.sequence, table.c.account, table.c.amount)
+    query = query.where(*open_, schema.among(table.c.account, held)).with_for_update()
+    rows = tx.run(query).all()  # a call may have renewed or ended its own meanwhile
+    if not rows:
+        return 0
     for row in rows:
-        lose(tx, Hold(row.sequence, 0, row.receipt_id, row.account, row.amount, 0), reason)
+        held[row.account] -= row.amount
+    tx.run(
+        table.update()
+        .where(schema.among(table.c.sequence, [row.sequence for row in rows]))
+        .values(state="lost", reason=reason, ended_at=now_ms())
+    )
+    tx.run(
+        wallets.update()
+        .where(wallets.c.account == sa.bindparam("its_account"))
+        .values(held=sa.bindparam("its_held")),
+        [{"its_account": account, "its_held": amount} for account, amount in held.items()],
+    )
     return len(rows)
+
+
+def lock_wallets(tx: Transaction, accounts: Collection[str] | None = None) -> Sequence[Any]:
+    """The rows of these wallets, or of all, which nobody else may change until this transaction ends.
+
+    Everybody locks them in the order of their accounts.
+    """
+    table = schema.wallets
+    query = sa.select(table).order_by(table.c.account).with_for_update()
+    return tx.run(query if accounts is None else query.where(schema.among(table.c.account, accounts))).all()
 
 
 def retry_rejected(tx: Transaction, block_time: int) -> None:
@@ -383,9 +369,19 @@ def retry_rejected(tx: Transaction, block_time: int) -> None:
     """
     table, wallets = schema.charges, schema.wallets
     query = (
-        sa.select(table.c.sequence, table.c.amount, wallets)
+        sa.select(
+            table.c.sequence,
+            table.c.amount,
+            wallets.c.window_seconds,
+            wallets.c.window,
+            wallets.c.max_per_window,
+        )
         .join(wallets, wallets.c.account == table.c.account)
-        .where(table.c.state == "rejected", table.c.reason == "max_per_window")
+        .where(
+            schema.is_unsettled,
+            table.c.state == "rejected",
+            table.c.reason == "max_per_window",
+        )
     )
     turned = [
         {"its_sequence": row.sequence}
@@ -394,8 +390,8 @@ def retry_rejected(tx: Transaction, block_time: int) -> None:
         or (block_time // row.window_seconds > row.window and row.amount <= row.max_per_window)
     ]
     if turned:
-        its = table.c.sequence == sa.bindparam("its_sequence")
-        tx.run(table.update().where(its).values(**QUEUED_AGAIN), turned)
+        its = table.c.sequence == sa.bindparam("its_sequence"), table.c.state == "rejected"
+        tx.run(table.update().where(*its).values(**QUEUED_AGAIN), turned)
 
 
 def recount(tx: Transaction) -> list[str]:
@@ -403,18 +399,17 @@ def recount(tx: Transaction) -> list[str]:
 
     A difference is a defect: the caller reports it.
     """
-    held = _sums(tx, schema.holds, schema.holds.c.state == "held")
-    unsettled = _sums(tx, schema.charges, schema.charges.c.state.in_(schema.UNSETTLED))
-    wallets = schema.wallets
+    wallets = lock_wallets(tx)
+    held = _sums(tx, schema.holds, schema.is_(schema.holds.c.state, "held"))
+    unsettled = _sums(tx, schema.charges, schema.is_unsettled)
+    table = schema.wallets
     differing = []
-    for row in tx.run(sa.select(wallets.c.account, wallets.c.held, wallets.c.unsettled)).all():
+    for row in wallets:
         sums = held.get(row.account, 0), unsettled.get(row.account, 0)
         if sums != (row.held, row.unsettled):
             differing.append(row.account)
             tx.run(
-                wallets.update()
-                .where(wallets.c.account == row.account)
-                .values(held=sums[0], unsettled=sums[1])
+                table.update().where(table.c.account == row.account).values(held=sums[0], unsettled=sums[1])
             )
     return differing
 

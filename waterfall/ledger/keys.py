@@ -3,12 +3,17 @@
 import hashlib
 import secrets
 from dataclasses import dataclass
+from typing import TypeVar
 
 import sqlalchemy as sa
 
-from waterfall.ledger import schema
+from waterfall.ledger import schema, shared
 from waterfall.ledger.journal import now_ms
-from waterfall.ledger.writer import Transaction
+from waterfall.ledger.reader import Reader
+from waterfall.ledger.shared import Shared
+from waterfall.ledger.writer import Operation, Transaction, Writer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +38,93 @@ def hash_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def add_key(
-    tx: Transaction, secret: str, *, account: str | None, name: str, expires_at: int | None
+class Keyring:
+    """Every key of a ledger, in memory: a call asks for one without waiting for the database."""
+
+    def __init__(self, writer: Writer, reader: Reader) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._keys: dict[str, ApiKey] = {}
+        self._version: str | None = None
+        """Changes whenever any process changes keys."""
+
+    def open(self, known: Shared) -> None:
+        """Read them all, blocking.
+
+        Raises:
+            LedgerError
+        """
+        self._keys, self._version = self._reader.read_sync(_read_all), known.keys
+
+    async def learn(self, known: Shared) -> None:
+        """Read them anew if they have changed.
+
+        Raises:
+            LedgerError: they could not be read; what is known stays.
+        """
+        before = self._version
+        if known.keys != before:
+            read = await self._reader.read(_read_all)
+            if self._version == before:  # else this process has changed them meanwhile
+                self._keys, self._version = read, known.keys
+
+    def find(self, secret: str) -> ApiKey | None:
+        """The key with this secret, expired or revoked ones too."""
+        return self._keys.get(hash_of(secret))
+
+    async def add(
+        self, secret: str, *, account: str | None, name: str, expires_at: int | None = None
+    ) -> ApiKey:
+        """Register a key; registering the same secret again renews it, with this name and expiry.
+
+        Args:
+            secret: is shown to its user, and not kept.
+            account: which it opens; None: it is the platform's.
+            name: what its user calls it.
+            expires_at: Unix milliseconds; None: never.
+
+        Raises:
+            LedgerError
+        """
+        key = await self._write(
+            lambda tx: _add(tx, secret, account=account, name=name, expires_at=expires_at)
+        )
+        self._keys[hash_of(secret)] = key
+        return key
+
+    async def set_platform_key(self, secret: str, name: str) -> None:
+        """Make this the platform's only key of this name.
+
+        Raises:
+            LedgerError
+        """
+        await self.change(lambda tx: _revoke_others(tx, _add(tx, secret, account=None, name=name)))
+
+    async def change(self, operation: Operation[T]) -> T:
+        """Do durably what changes keys in whatever way, and know them as they are then.
+
+        Raises:
+            LedgerError
+        """
+        result = await self._write(operation)
+        self._keys = await self._reader.read(_read_all)
+        return result
+
+    async def _write(self, operation: Operation[T]) -> T:
+        version = secrets.token_hex(8)
+
+        def run(tx: Transaction) -> T:
+            shared.publish(tx, {shared.KEYS: version})
+            return operation(tx)
+
+        result = await self._writer.run(run)
+        self._version = version
+        return result
+
+
+def _add(
+    tx: Transaction, secret: str, *, account: str | None, name: str, expires_at: int | None = None
 ) -> ApiKey:
-    """Register a key; registering the same secret again renews it, with this name and expiry."""
     values = {"account": account, "name": name, "expires_at": expires_at, "revoked_at": None}
     table = schema.api_keys
     hashed = hash_of(secret)
@@ -46,15 +134,15 @@ def add_key(
     return _read(tx.run(sa.select(table).where(table.c.hash == hashed)).one())
 
 
-def revoke_others(tx: Transaction, key: ApiKey) -> None:
+def _revoke_others(tx: Transaction, key: ApiKey) -> None:
     """Revoke every other key of the same account and name: this one has taken their place."""
     table = schema.api_keys
     others = table.c.account.is_not_distinct_from(key.account), table.c.name == key.name, table.c.id != key.id
     tx.run(table.update().where(*others, table.c.revoked_at.is_(None)).values(revoked_at=now_ms()))
 
 
-def all_keys(connection: sa.Connection) -> dict[str, ApiKey]:
-    """Every key, by its hash."""
+def _read_all(connection: sa.Connection) -> dict[str, ApiKey]:
+    """By their hashes."""
     return {row.hash: _read(row) for row in connection.execute(sa.select(schema.api_keys))}
 
 

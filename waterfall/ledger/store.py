@@ -2,159 +2,258 @@
 
 import asyncio
 import secrets
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Self, TypeVar
+from collections.abc import Sequence
+from typing import Self, TypeVar
 
-import sqlalchemy as sa
-from filelock import FileLock, Timeout
+import structlog
 
 from waterfall.chain.vault import deposit_address
-from waterfall.errors import LedgerError, Unavailable
-from waterfall.ledger import journal, keys, projection, schema
-from waterfall.ledger.journal import Caller, Captured, Hold
-from waterfall.ledger.keys import ApiKey
-from waterfall.ledger.projection import Block, Events
-from waterfall.ledger.writer import Operation, Transaction, Writer
+from waterfall.errors import HoldNotOpen, LedgerError, Unavailable
+from waterfall.ledger import figures, journal, opening, retention, shared
+from waterfall.ledger.books import Hold
+from waterfall.ledger.chain_view import ChainView
+from waterfall.ledger.database import DATABASE_ERRORS, Database, reason_of
+from waterfall.ledger.figures import Figures
+from waterfall.ledger.gate import Gate
+from waterfall.ledger.journal import Caller, Captured
+from waterfall.ledger.keys import Keyring
+from waterfall.ledger.reader import Query, Reader
+from waterfall.ledger.retention import Forgotten
+from waterfall.ledger.writer import Operation, Writer
 from waterfall.metering.prices import Bound
+from waterfall.metrics import Metrics
 from waterfall.types import RateCard, SignedReceipt
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 
-EPOCH_BITS = 32
-_MISMATCH = "mismatch"
 _CHARGES = "charges"
 """Whose idempotency keys those of charges are: the platform's, whichever of its API keys it shows."""
-LEASE_MS = 5 * 60 * 1000
-"""A hold whose call has not renewed it for this long is taken for abandoned."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The newest block projected."""
-
-    block: Block
-    seen_at: float
-    """`time.monotonic()` when a node last showed that it is still the newest or was just applied."""
+_FOLLOW_SECONDS = 0.1
 
 
 class Ledger:
     """The ledger of one platform on one vault."""
 
-    def __init__(
-        self, engine: sa.Engine, lock: FileLock, *, chain_id: int, vault: str, platform: int
-    ) -> None:
+    def __init__(self, database: Database, *, chain_id: int, vault: str, platform: int, epoch: int) -> None:
         """Use `Ledger.open`."""
         self.chain_id = chain_id
         self.vault = vault
         self.platform = platform
-        self._engine = engine
-        self._lock = lock
-        self._writer = Writer(engine)
-        self._price_ids: set[str] = set()
-        self._keys: dict[str, ApiKey] = {}
-        self.epoch = 0
-        self.head: Head | None = None
+        self.lease_seconds = 60.0
+        """A hold whose call has not renewed it for this long is taken for abandoned."""
+        self.is_shared = database.is_shared
+        """Whether other processes work with it too; then `follow` has to run."""
+        self.lost_at_start = 0
+        self.recounted_at_start: list[str] = []
+        self.metrics = Metrics()
+        """What this process counts of its work."""
         self.captured = asyncio.Event()
         """Set whenever there is something new to settle."""
-        self.mismatches: list[str] = []
-        """What the chain holds against the journal, kept over restarts; not empty: settlement stops."""
-        self._finalized: tuple[int, int] | None = None
-        self._refusal: str | None = None
+        self._database = database
+        self._writer = Writer(database, self.metrics)
+        self._reader = Reader(database)
+        self._price_ids: set[str] = set()
+        self.keys = Keyring(self._writer, self._reader)
+        """Who may ask for what."""
+        self.view = ChainView(
+            database,
+            self._writer,
+            self._reader,
+            self.metrics,
+            platform=platform,
+            epoch=epoch,
+            captured=self.captured,
+        )
+        """The chain, as far as it was read."""
+        self.gate = Gate()
+        """Whether new calls are refused."""
+
+    @property
+    def epoch(self) -> int:
+        """Of the charge ids given out from now on."""
+        return self.view.epoch
 
     # ── Opening ──────────────────────────────────────────────────────────────────────────────────────
 
     @classmethod
-    def open(cls, url: str, *, chain_id: int, vault: str, platform: int) -> Self:
+    def open(cls, url: str, *, chain_id: int, vault: str, platform: int, lease_seconds: float = 60) -> Self:
         """Open the ledger at a database URL, or make it.
 
-        Holds that a dead process left open are closed as lost, and all sums are derived anew.
+        Where no other process uses it, holds that a dead one left open are closed as lost, and all sums are derived
+        anew. In a shared one, holds of dead processes are closed when their leases run out.
 
         Raises:
             LedgerError: in use by another process, of another chain, vault or platform, or unreadable.
         """
-        engine = _engine(url)
-        lock = _lock(engine)
+        database = Database.open(url)
         try:
             identity = {"chain_id": str(chain_id), "vault": vault, "platform": str(platform)}
-            with engine.begin() as connection:
-                epoch = _open_schema(connection, identity)
-            ledger = cls(engine, lock, chain_id=chain_id, vault=vault, platform=platform)
-        except sa.exc.DBAPIError as error:
-            lock.release()
-            raise LedgerError(reason=str(error.orig)) from error
+            epoch = opening.open_schema(database, identity)
+            ledger = cls(database, chain_id=chain_id, vault=vault, platform=platform, epoch=epoch)
+            ledger.lease_seconds = lease_seconds
+            ledger._recover()
+        except DATABASE_ERRORS as error:
+            database.close()
+            raise LedgerError(reason=reason_of(error)) from error
         except LedgerError:
-            lock.release()
+            database.close()
             raise
-        ledger.epoch = epoch
-        ledger._recover()
         return ledger
 
     def _recover(self) -> None:
-        reason = "the gateway stopped between the hold and the capture"
-        self.lost_at_start = self._writer.run_sync(lambda tx: journal.lose_open_holds(tx, reason))
-        self.recounted_at_start = self._writer.run_sync(journal.recount)
-        with self._engine.connect() as connection:
-            self._keys = keys.all_keys(connection)
-            kept = sa.select(schema.meta.c.value).where(schema.meta.c.key == _MISMATCH)
-            self.mismatches = list(connection.execute(kept).scalars())
-            row = connection.execute(sa.select(schema.blocks).order_by(schema.blocks.c.number.desc())).first()
-        if row is not None:
-            self.head = Head(Block(row.number, row.hash, row.timestamp), seen_at=float("-inf"))
+        if not self.is_shared:
+            reason = "the gateway stopped between the hold and the capture"
+            self.lost_at_start = self._writer.run_sync(lambda tx: journal.lose_open_holds(tx, reason))
+            self.recounted_at_start = self._writer.run_sync(journal.recount)
+        known = self.read_sync(shared.read)
+        self.view.learn(known)
+        self.gate.learn(known)
+        self.keys.open(known)
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(self.lease_seconds * 1000)
 
     def close(self) -> None:
         """Finish what is queued and close."""
         self._writer.close()
-        self._engine.dispose()
-        self._lock.release()
+        self._reader.close()
+        self._database.close()
+
+    # ── Other processes ──────────────────────────────────────────────────────────────────────────────
+
+    async def follow(self) -> None:
+        """Keep up with what other processes do, and tell them. Runs until cancelled; at once where there are none.
+
+        What could not be read is not seen: the chain's view ages, until no call is authorised on it any more.
+        """
+        while self.is_shared:
+            try:
+                await self._tell_and_learn()
+            except LedgerError as error:
+                log.warning("the ledger cannot be followed", reason=error.message)
+            await asyncio.sleep(_FOLLOW_SECONDS)
+
+    async def _tell_and_learn(self) -> None:
+        news = self.view.take_news() | self.gate.take_news()
+        if news:
+            await self._writer.run(lambda tx: shared.publish(tx, news))
+        known = await self.read(shared.read)
+        self.view.learn(known)
+        self.gate.learn(known)
+        await self.keys.learn(known)
+
+    async def leads(self, part: str) -> bool:
+        """Whether this process is the one that works on a part of the relayer (a lane, the indexer) now.
+
+        To be asked before every step of that part. Who leads may change at any time, so it only keeps two from
+        getting in each other's way: what keeps money safe is the vault, and each nonce's one row in the journal.
+
+        Raises:
+            LedgerError: nobody can say.
+        """
+        return await self._reader.run(lambda: self._database.leads(part)) if self.is_shared else True
+
+    async def is_led(self, part: str) -> bool:
+        """Whether any process works on a part of the relayer; of a ledger that is not shared, this one does.
+
+        Raises:
+            LedgerError
+        """
+        return await self.read(lambda c: self._database.is_led(c, part))
 
     # ── Calls ────────────────────────────────────────────────────────────────────────────────────────
 
     async def hold(
-        self, caller: Caller, model: str, bound: Bound, *, block_time: int, expiry_margin: int
+        self,
+        caller: Caller,
+        model: str,
+        bound: Bound,
+        *,
+        block_time: int,
+        expiry_margin: int,
+        receipt_id: str | None = None,
     ) -> Hold:
         """Set a call's provable maximum aside; durable when this returns.
 
         Raises:
-            AccountNotFound, PaymentRequired, LedgerError
+            AccountNotFound, PaymentRequired
+            LedgerError: it may be durable all the same: `release_unanswered`.
         """
-        return await self._writer.run(
-            lambda tx: journal.hold(
-                tx,
+        receipt_id = new_receipt_id() if receipt_id is None else receipt_id
+        return await self._writer.enter(
+            lambda books: journal.hold(
+                books,
                 epoch=self.epoch,
                 caller=caller,
                 model=model,
                 bound=bound,
                 block_time=block_time,
                 expiry_margin=expiry_margin,
-                lease_ms=LEASE_MS,
-            )
+                lease_ms=self._lease_ms,
+                receipt_id=receipt_id,
+            ),
+            (caller.account,),
         )
 
-    async def capture(self, held: Hold, signed: SignedReceipt, excess: int = 0) -> Captured:
-        """Turn a hold into a charge; durable when this returns.
+    async def capture(
+        self, held: Hold, signed: SignedReceipt, excess: int = 0, *, expiry_margin: int = 0
+    ) -> Captured:
+        """Turn a hold into a charge; durable when this returns, and done once however often it is asked for.
+
+        Args:
+            held: the hold.
+            signed: the receipt of the call.
+            excess: credit units metered beyond the hold, which the platform bears.
+            expiry_margin: seconds before a limit's expiry in which it counts as expired, where the hold is open no more
+                and the account is asked again.
 
         Raises:
-            LedgerError
+            HoldNotOpen: it was closed meanwhile as one that nobody works on, and its account may not pay any more.
+            LedgerError: it may be durable all the same: ask again.
         """
-        captured = await self._writer.run(lambda tx: journal.capture(tx, held, signed, excess))
-        self.captured.set()
+        try:
+            captured = await self._writer.enter(
+                lambda books: journal.capture(books, held, signed, excess), (held.account,)
+            )
+        except HoldNotOpen:
+            head = self.view.head  # however old: the call has run, and its charge is owed
+            block_time = None if head is None else head.block.timestamp
+            captured = await self._writer.enter(
+                lambda books: journal.capture_again(
+                    books, held, signed, excess, block_time=block_time, expiry_margin=expiry_margin
+                ),
+                (held.account,),
+            )
+        self._count(captured.amount)
         return captured
+
+    def _count(self, amount: int) -> None:
+        """Something was captured."""
+        self.metrics.captured.inc()
+        self.metrics.captured_credits.inc(amount)
+        self.captured.set()
 
     async def release(self, held: Hold, reason: str) -> None:
         """Give a hold back whose call cost nothing."""
-        await self._writer.run(lambda tx: journal.release(tx, held, reason))
+        await self._writer.enter(lambda books: journal.release(books, held, reason), (held.account,))
+
+    async def release_unanswered(self, receipt_id: str, account: str, reason: str) -> None:
+        """Give a hold back of which nobody knows whether it was written."""
+        await self._writer.enter(
+            lambda books: journal.release_unanswered(books, receipt_id, account, reason), (account,)
+        )
 
     async def lose(self, held: Hold, reason: str) -> None:
         """Give a hold back whose call cannot be metered: listed and counted."""
-        await self._writer.run(lambda tx: journal.lose(tx, held, reason))
+        await self._writer.enter(lambda books: journal.lose(books, held, reason), (held.account,))
 
-    async def renew(self, held: Hold) -> None:
-        """Say that a call is still running."""
-        await self._writer.run(lambda tx: journal.renew(tx, held, LEASE_MS))
+    async def renew(self, running: Sequence[Hold]) -> None:
+        """Say that calls are still running."""
+        sequences = [held.sequence for held in running]
+        await self._writer.run(lambda tx: journal.renew(tx, sequences, self._lease_ms))
 
     async def keep_rate_card(self, price_id: str, card: RateCard) -> None:
         """Keep a rate card before the first receipt names it."""
@@ -162,12 +261,24 @@ class Ledger:
             await self._writer.run(lambda tx: journal.keep_rate_card(tx, price_id, card))
             self._price_ids.add(price_id)
 
+    async def draw(self, caller: Caller, amount: int) -> Hold:
+        """The hold that `charge` will make: its ids are what a receipt can be signed for.
+
+        Raises:
+            LedgerError
+        """
+        sequence = await self._reader.run(self._database.draw) if self.is_shared else self._database.draw()
+        return Hold(
+            sequence, journal.charge_id(self.epoch, sequence), new_receipt_id(), caller.account, amount, 0
+        )
+
     async def charge(
         self,
         caller: Caller,
         model: str,
         bound: Bound,
-        sign: Callable[[Hold], SignedReceipt],
+        drawn: Hold,
+        signed: SignedReceipt,
         *,
         block_time: int,
         expiry_margin: int,
@@ -179,26 +290,29 @@ class Ledger:
         Raises:
             AccountNotFound, PaymentRequired, IdempotencyConflict, LedgerError
         """
-        receipt_id = await self._writer.run(
-            lambda tx: journal.charge(
-                tx,
+        receipt_id = await self._writer.enter(
+            lambda books: journal.charge(
+                books,
                 idempotency_key=idempotency_key,
                 scope=_CHARGES,
                 body_hash=body_hash,
-                order=lambda tx: journal.hold(
-                    tx,
-                    epoch=self.epoch,
+                order=lambda books: journal.hold(
+                    books,
+                    epoch=journal.epoch_of(drawn.charge_id),
                     caller=caller,
                     model=model,
                     bound=bound,
                     block_time=block_time,
                     expiry_margin=expiry_margin,
-                    lease_ms=LEASE_MS,
+                    lease_ms=self._lease_ms,
+                    receipt_id=drawn.receipt_id,
+                    sequence=drawn.sequence,
                 ),
-                sign=sign,
-            )
+                signed=signed,
+            ),
+            (caller.account,),
         )
-        self.captured.set()
+        self._count(signed.receipt.amount)
         return receipt_id
 
     async def find_charge(self, *, idempotency_key: str, body_hash: str) -> str | None:
@@ -219,122 +333,44 @@ class Ledger:
         Raises:
             Unavailable: the projection is older than `max_age_seconds`, or settlement has stopped or is late.
         """
-        if self._refusal is not None:
-            raise Unavailable(reason=self._refusal)
-        if self.head is None:
-            raise Unavailable(reason="the chain has not been read yet")
-        age = time.monotonic() - self.head.seen_at
-        if age > max_age_seconds:
-            shown = "not seen since the start" if age == float("inf") else f"last seen {age:.0f} s ago"
-            raise Unavailable(reason=f"the chain's newest block was {shown}")
-        return self.head.block.timestamp
+        if self.gate.refusal is not None:
+            raise Unavailable(reason=self.gate.refusal)
+        return self.view.block_time(max_age_seconds)
 
-    def refuse(self, reason: str | None) -> None:
-        """Refuse new calls from now on, with a reason; None: no more."""
-        self._refusal = reason
+    # ── Watching it ──────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def waiting(self) -> int:
+        """How many operations wait for a commit."""
+        return self._writer.waiting
+
+    async def figures(self) -> Figures:
+        """The ledger at a glance.
+
+        Raises:
+            LedgerError
+        """
+        return await self.read(figures.read)
+
+    async def probe(self) -> None:
+        """See that it can write.
+
+        Raises:
+            LedgerError
+        """
+        await self._writer.run(lambda tx: shared.publish(tx, {shared.PROBE: secrets.token_hex(8)}))
 
     def deposit_address(self, account: str) -> str:
         """Where tokens sent are credited to an account."""
         return deposit_address(self.vault, account)
 
-    # ── Keys ─────────────────────────────────────────────────────────────────────────────────────────
-
-    def find_key(self, secret: str) -> ApiKey | None:
-        """The key with this secret."""
-        return self._keys.get(keys.hash_of(secret))
-
-    async def add_key(
-        self, secret: str, *, account: str | None, name: str, expires_at: int | None = None
-    ) -> ApiKey:
-        """Register a key.
+    async def forget(self, account: str) -> Forgotten:
+        """Erase all that only this ledger knows of an account; its keys open nothing any more.
 
         Raises:
-            LedgerError
+            AccountNotFound, AccountBusy, LedgerError
         """
-        key = await self._writer.run(
-            lambda tx: keys.add_key(tx, secret, account=account, name=name, expires_at=expires_at)
-        )
-        self._keys[keys.hash_of(secret)] = key
-        return key
-
-    async def set_platform_key(self, secret: str, name: str) -> None:
-        """Make this the platform's only key of this name.
-
-        Raises:
-            LedgerError
-        """
-
-        def operation(tx: Transaction) -> None:
-            keys.revoke_others(tx, keys.add_key(tx, secret, account=None, name=name, expires_at=None))
-
-        await self._writer.run(operation)
-        self._keys = await self.read(keys.all_keys)
-
-    # ── The chain's view ─────────────────────────────────────────────────────────────────────────────
-
-    async def apply(self, blocks: Sequence[tuple[Block, Events]], *, spendable: int, final: int) -> None:
-        """Project blocks in ascending order; the last is the new head."""
-
-        def operation(tx: Any) -> list[str]:
-            view = projection.Projection(tx, self.platform, spendable)
-            for block, events in blocks:
-                view.apply(block, events)
-            projection.finalize(tx, spendable, final)
-            _keep_mismatches(tx, view.mismatches)
-            return view.mismatches
-
-        self.mismatches += await self._writer.run(operation)
-        self.head = Head(blocks[-1][0], time.monotonic())
-        self._finalized = spendable, final
-
-    async def finalize(self, *, spendable: int, final: int) -> None:
-        """Let what is final count."""
-        if self._finalized != (spendable, final):
-            await self._writer.run(lambda tx: projection.finalize(tx, spendable, final))
-            self._finalized = spendable, final
-
-    async def note_mismatch(self, mismatch: str) -> None:
-        """Keep something that the chain holds against the journal, until a person has seen to it."""
-        await self._writer.run(lambda tx: _keep_mismatches(tx, [mismatch]))
-        self.mismatches.append(mismatch)
-
-    def saw_head(self) -> None:
-        """A node showed that the projected head is its newest block."""
-        if self.head is not None:
-            self.head = replace(self.head, seen_at=time.monotonic())
-
-    async def rewind(self, to: Block) -> None:
-        """Undo every block above `to`."""
-        await self._writer.run(lambda tx: projection.rewind(tx, to.number))
-        self.head = Head(to, time.monotonic())
-        self.captured.set()
-
-    async def rebuild(self) -> None:
-        """Forget the projection and begin a new epoch; the next blocks applied start from the vault's first."""
-
-        def operation(tx: Transaction) -> int:
-            projection.reset(tx)
-            table = schema.meta
-            tx.run(table.delete().where(table.c.key == _MISMATCH))
-            epoch = secrets.randbits(EPOCH_BITS)
-            tx.run(table.update().where(table.c.key == "epoch").values(value=str(epoch)))
-            return epoch
-
-        self.epoch = await self._writer.run(operation)
-        self.head, self._finalized, self.mismatches = None, None, []
-
-    async def caught_up(self) -> None:
-        """The head was reached after older blocks, which may have shown a policy that only later is wanted again."""
-        await self._writer.run(projection.want_again)
-
-    async def recent_blocks(self) -> list[Block]:
-        """The blocks kept for comparison with the chain, newest first."""
-
-        def query(connection: sa.Connection) -> list[Block]:
-            rows = connection.execute(sa.select(schema.blocks).order_by(schema.blocks.c.number.desc()))
-            return [Block(row.number, row.hash, row.timestamp) for row in rows]
-
-        return await self.read(query)
+        return await self.keys.change(lambda tx: retention.forget(tx, account))
 
     # ── Everything else ──────────────────────────────────────────────────────────────────────────────
 
@@ -342,73 +378,18 @@ class Ledger:
         """Run one operation of this room durably."""
         return await self._writer.run(operation)
 
-    async def read(self, query: Callable[[sa.Connection], T]) -> T:
+    async def read(self, query: Query[T]) -> T:
         """Run one query of this room in a thread, on what is committed."""
-        return await asyncio.to_thread(self.read_sync, query)
+        return await self._reader.read(query)
 
-    def read_sync(self, query: Callable[[sa.Connection], T]) -> T:
+    def read_sync(self, query: Query[T]) -> T:
         """The same, blocking."""
-        with self._engine.connect() as connection:
-            return query(connection)
+        return self._reader.read_sync(query)
 
 
-def _keep_mismatches(tx: Transaction, mismatches: Sequence[str]) -> None:
-    """Keep the first, which is what a person has to look at first."""
-    for mismatch in mismatches[:1]:
-        tx.run(schema.meta.insert().prefix_with("OR IGNORE"), {"key": _MISMATCH, "value": mismatch})
+def new_receipt_id() -> str:
+    """48 bits of Unix milliseconds and 80 random ones, as in a ULID; in hexadecimal.
 
-
-def _engine(url: str) -> sa.Engine:
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
-        raise LedgerError(reason=f"{url!r} is not a database URL such as sqlite:///waterfall.db") from None
-    if parsed.drivername != "sqlite" or parsed.database in {None, "", ":memory:"}:
-        raise LedgerError(reason="the database must be a file: sqlite:///path/to/waterfall.db")
-    folder = Path(str(parsed.database)).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LedgerError(reason=f"the folder {folder} cannot be made: {error.strerror}") from None
-    engine = sa.create_engine(parsed, connect_args={"check_same_thread": False, "timeout": 30})
-    sa.event.listen(engine, "connect", _configure)
-    sa.event.listen(engine, "begin", _begin)
-    return engine
-
-
-def _configure(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # transactions begin where we say, see _begin
-    with closing(connection.cursor()) as cursor:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-
-
-def _begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
-
-
-def _lock(engine: sa.Engine) -> FileLock:
-    lock = FileLock(f"{engine.url.database}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise LedgerError(reason=f"{engine.url.database} is in use by another process") from None
-    return lock
-
-
-def _open_schema(connection: sa.Connection, identity: dict[str, str]) -> int:
-    """Make or check the schema; the epoch."""
-    schema.metadata.create_all(connection)
-    table = schema.meta
-    known = {row.key: row.value for row in connection.execute(sa.select(table))}
-    if not known:
-        known = {**identity, "schema": schema.VERSION, "epoch": str(secrets.randbits(EPOCH_BITS))}
-        connection.execute(table.insert(), [{"key": key, "value": value} for key, value in known.items()])
-    if known["schema"] != schema.VERSION:
-        raise LedgerError(
-            reason=f"it has schema {known['schema']}, this version of Waterfall needs {schema.VERSION}"
-        )
-    for key, value in identity.items():
-        if known[key] != value:
-            raise LedgerError(reason=f"it belongs to {key} {known[key]}, not {value}: name another database")
-    return int(known["epoch"])
+    Those of one commit are beside each other in their index, where random ones would each write a page of their own.
+    """
+    return f"{journal.now_ms():012x}{secrets.token_hex(10)}"

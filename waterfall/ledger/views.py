@@ -9,8 +9,10 @@ import sqlalchemy as sa
 from waterfall.chain.vault import deposit_address
 from waterfall.errors import AccountNotFound, ReceiptNotFound
 from waterfall.ledger import schema
-from waterfall.ledger.journal import charge_id, sequence_of, wallet_of
-from waterfall.ledger.wallet import Wallet
+from waterfall.ledger.database import as_text
+from waterfall.ledger.journal import charge_id, sequence_of
+from waterfall.ledger.wallet import Wallet, wallet_of
+from waterfall.receipts import NO_USAGE
 from waterfall.types import Allowance, Policy, RateCard, SignedReceipt, UsageReceipt
 
 
@@ -78,31 +80,13 @@ class StatementLine:
     """Block time."""
 
 
-_WALLET_COLUMNS = (
-    "balance",
-    "pending",
-    "held",
-    "unsettled",
-    "window",
-    "spent",
-    "max_per_charge",
-    "max_per_window",
-    "window_seconds",
-    "expires_at",
-    "allowance",
-    "allowance_spent",
-    "superseded",
-    "wanted",
-)
-
-
 def account(connection: sa.Connection, id_: str) -> AccountRecord:
     """One account.
 
     Raises:
         AccountNotFound
     """
-    found = accounts(connection, schema.accounts.c.id == id_)
+    found = accounts(connection, schema.accounts.c.id == as_text(id_))
     if not found:
         raise AccountNotFound(account=id_)
     return found[0]
@@ -124,7 +108,7 @@ def accounts(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> 
             label_hash=row["label_hash"],
             label=row["label"],
             created_at=row["created_at"],
-            wallet=wallet_of(row["id"], *(row[name] for name in _WALLET_COLUMNS)),
+            wallet=wallet_of(row["id"], *(row[name] for name in Wallet.COLUMNS)),
             entries=row["entries"],
             policy=Policy(**{name: row[name] for name in Policy.model_fields}),
             wanted=None if row["wanted"] is None else Policy.model_validate_json(row["wanted"]),
@@ -174,7 +158,7 @@ def call(connection: sa.Connection, receipt_id: str, chain_id: int, vault: str) 
     Raises:
         ReceiptNotFound
     """
-    row = connection.execute(_CALLS.where(schema.holds.c.receipt_id == receipt_id)).one_or_none()
+    row = connection.execute(_CALLS.where(schema.holds.c.receipt_id == as_text(receipt_id))).one_or_none()
     if row is None:
         raise ReceiptNotFound(receipt=receipt_id)
     return _call(row, chain_id, vault)
@@ -194,7 +178,7 @@ def calls(
     """Calls, newest first, by account, where they stand, whether usage came, made before the one with this charge id."""
     query = _CALLS.order_by(schema.holds.c.sequence.desc()).limit(limit)
     if account is not None:
-        query = query.where(schema.holds.c.account == account)
+        query = query.where(schema.holds.c.account == as_text(account))
     if state in {"held", "released", "lost"}:
         query = query.where(schema.holds.c.state == state)
     elif state is not None:
@@ -210,7 +194,7 @@ def unsettled(connection: sa.Connection, chain_id: int, vault: str, account: str
     """An account's charges that are not on the chain yet, newest first."""
     waiting = (
         schema.charges.c.account == account,
-        schema.charges.c.state.in_(schema.UNSETTLED),
+        schema.is_unsettled,
     )
     query = _CALLS.where(*waiting).order_by(schema.holds.c.sequence.desc())
     return [_call(row, chain_id, vault) for row in connection.execute(query)]
@@ -219,15 +203,17 @@ def unsettled(connection: sa.Connection, chain_id: int, vault: str, account: str
 def _call(row: Any, chain_id: int, vault: str) -> CallRecord:
     receipt = None
     if row.receipt is not None:
+        of = UsageReceipt.model_validate_json(row.receipt)
         receipt = SignedReceipt(
             id=row.receipt_id,
             chain_id=chain_id,
             vault=vault,
-            receipt=UsageReceipt.model_validate_json(row.receipt),
+            receipt=of,
             digest=row.digest,
             meter=row.meter,
             signature=row.signature,
             usage=None if row.usage is None else json.loads(row.usage),
+            usage_removed=row.usage is None and of.usage_hash != NO_USAGE,
             rate_card=None if row.card is None else RateCard.model_validate_json(row.card),
         )
     return CallRecord(
@@ -285,7 +271,7 @@ def _receipt_ids(connection: sa.Connection, charge_ids: list[int]) -> dict[int, 
     holds = schema.holds
     sequences = [sequence_of(id_) for id_ in charge_ids]
     query = sa.select(holds.c.epoch, holds.c.sequence, holds.c.receipt_id).where(
-        holds.c.sequence.in_(sequences)
+        schema.among(holds.c.sequence, sequences)
     )
     return {charge_id(row.epoch, row.sequence): row.receipt_id for row in connection.execute(query)}
 
@@ -312,7 +298,7 @@ def totals(connection: sa.Connection) -> Totals:
     for table in (holds, charges):
         query = sa.select(table.c.state, sa.func.count()).group_by(table.c.state)
         counts |= {state: count for state, count in connection.execute(query) if state != "captured"}
-    excess = connection.execute(sa.select(charges.c.excess).where(charges.c.excess != 0)).scalars()
+    excess = connection.execute(sa.select(charges.c.excess).where(schema.is_beyond_hold)).scalars()
     incomplete = sa.select(sa.func.count()).select_from(charges).where(charges.c.complete == 0)
     return Totals(
         balance=sum(r.balance for r in rows),
@@ -324,11 +310,20 @@ def totals(connection: sa.Connection) -> Totals:
     )
 
 
+def transactions(connection: sa.Connection) -> dict[str, int]:
+    """How many transactions the lanes have sent, by what became of each, and in how many attempts."""
+    slots, attempts = schema.slots, schema.attempts
+    query = sa.select(slots.c.state, sa.func.count()).group_by(slots.c.state)
+    counts = {state: count for state, count in connection.execute(query)}  # noqa: C416 - rows, not tuples
+    tries = connection.execute(sa.select(sa.func.count()).select_from(attempts)).scalar_one()
+    return {**counts, "attempts": tries}
+
+
 def oldest_unsettled(connection: sa.Connection) -> int | None:
     """When the oldest charge that settlement still has to bring to the chain was captured, Unix milliseconds.
 
     A rejected one was there: it waits for its own account, and no other account may stop for it.
     """
     table = schema.charges
-    waiting = table.c.state.in_(("queued", "batched"))
-    return connection.execute(sa.select(sa.func.min(table.c.captured_at)).where(waiting)).scalar()
+    waiting = schema.is_unsettled, table.c.state != "rejected"
+    return connection.execute(sa.select(sa.func.min(table.c.captured_at)).where(*waiting)).scalar()

@@ -1,6 +1,8 @@
 """What one account can spend: pure arithmetic over one row, the check that keeps promise 1."""
 
+import json
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from waterfall.errors import AllowanceExpired, FundsHeld, InsufficientFunds, LimitExceeded, PolicyExpired
 from waterfall.metering.prices import Bound
@@ -8,9 +10,27 @@ from waterfall.money import format_usd
 from waterfall.types import Allowance, Policy
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Wallet:
     """An account's money as the ledger knows it; amounts in credit units."""
+
+    COLUMNS: ClassVar[tuple[str, ...]] = (
+        "balance",
+        "pending",
+        "held",
+        "unsettled",
+        "window",
+        "spent",
+        "max_per_charge",
+        "max_per_window",
+        "window_seconds",
+        "expires_at",
+        "allowance",
+        "allowance_spent",
+        "superseded",
+        "wanted",
+    )
+    """What `wallet_of` makes one from, after its account."""
 
     account: str
     balance: int
@@ -55,6 +75,58 @@ class Wallet:
         turned = self.window_seconds is None or block_time // self.window_seconds > self.window
         spent = 0 if turned else self.spent
         return max(0, policy.max_per_window - spent - self.unsettled - self.held)
+
+
+def wallet_of(account: str, *columns: Any) -> Wallet:
+    """A wallet from its row, as the driver or SQLAlchemy gives it."""
+    (
+        balance,
+        pending,
+        held,
+        unsettled,
+        window,
+        spent,
+        max_per_charge,
+        max_per_window,
+        window_seconds,
+        expires_at,
+        allowance,
+        allowance_spent,
+        superseded,
+        wanted,
+    ) = columns
+    policies, allowances = [], []
+    if max_per_charge is not None or max_per_window is not None or expires_at is not None:
+        policies.append(
+            Policy(
+                max_per_charge=None if max_per_charge is None else int(max_per_charge),
+                max_per_window=None if max_per_window is None else int(max_per_window),
+                window_seconds=window_seconds,
+                expires_at=expires_at,
+            )
+        )
+    if allowance is not None:
+        allowances.append(Allowance.model_validate_json(allowance))
+    for entry in [] if superseded is None else json.loads(superseded):
+        if "policy" in entry:
+            policies.append(Policy.model_validate(entry["policy"]))
+        else:
+            allowances.append(Allowance.model_validate(entry["allowance"]))
+    if wanted is not None:
+        policies.append(Policy.model_validate_json(wanted))
+    return Wallet(
+        account=account,
+        balance=int(balance),
+        pending=int(pending),
+        held=int(held),
+        unsettled=int(unsettled),
+        window_seconds=window_seconds,
+        window=window,
+        spent=int(spent),
+        policies=tuple(policies),
+        allowances=tuple(allowances),
+        allowance_spent=int(allowance_spent),
+    )
 
 
 def authorise(wallet: Wallet, bound: Bound, block_time: int, expiry_margin: int) -> tuple[int, int]:

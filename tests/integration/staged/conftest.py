@@ -18,13 +18,20 @@ class Stage:
     client: Client
 
 
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path_factory.mktemp('ledger')}/waterfall.db"
+    return request.getfixturevalue("postgres").new_database()
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+async def stage(tmp_path_factory: pytest.TempPathFactory, database: str) -> AsyncIterator[Stage]:
     folder = tmp_path_factory.mktemp("stage")
     async with (
         local_net(folder / "chain") as net,
         ScriptedUpstream() as upstream,
-        running(net, settings_for(upstream.base_url, folder / "waterfall.db")) as client,
+        running(net, settings_for(upstream.base_url, database)) as client,
     ):
         yield Stage(net, upstream, client)
 

@@ -282,7 +282,7 @@ async def test_charge__repeated_while_the_chain_is_silent__is_answered_all_the_s
     body = {"account": account["id"], "amount": "0.5"}
     headers = {"Idempotency-Key": "order 8"}
     _, first, _ = await client.request("POST", "/api/charges", json=body, headers=headers)
-    client.ledger.refuse("settlement has stopped")
+    client.ledger.gate.refuse("settlement has stopped")
     try:
         status, again, _ = await client.request("POST", "/api/charges", json=body, headers=headers)
         assert (status, again["id"]) == (202, first["id"])
@@ -292,7 +292,7 @@ async def test_charge__repeated_while_the_chain_is_silent__is_answered_all_the_s
         headers = {"Idempotency-Key": "order 9"}
         assert (await client.request("POST", "/api/charges", json=body, headers=headers))[0] == 503
     finally:
-        client.ledger.refuse(None)
+        client.ledger.gate.refuse(None)
 
 
 async def test_charge__beyond_the_balance__tells_where_to_send_money(client):

@@ -8,7 +8,7 @@ import pytest_asyncio
 from service import ADMIN_KEY
 from upstream import answers, stalls
 
-from waterfall.gateway.admin import ErrorBody, RefusalBody
+from waterfall.gateway.wire import ErrorBody, RefusalBody
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -18,10 +18,13 @@ CHAT = ("POST", "/v1/chat/completions")
 OPEN = ("POST", "/api/accounts")
 CHARGE = ("POST", "/api/charges")
 CALLS = ("GET", "/api/calls")
+LOOKS = {"/healthz": "Health", "/readyz": "Readiness"}
 ERRORS = {
     CHAT: {400, 401, 402, 403, 404, 413, 502, 503, 504},
     ("GET", "/v1/models"): {401},
     ("GET", "/healthz"): {503},
+    ("GET", "/readyz"): {503},
+    ("GET", "/metrics"): {401, 403},
     ("GET", "/api/platform"): {401},
     ("GET", "/api/totals"): {401, 403},
     ("GET", "/api/accounts"): {401, 403},
@@ -29,6 +32,7 @@ ERRORS = {
     ("GET", "/api/accounts/{account}"): {400, 401, 403, 404},
     ("POST", "/api/accounts/{account}/keys"): {400, 401, 403, 404, 413, 503},
     ("PUT", "/api/accounts/{account}/policy"): {400, 401, 403, 404, 413, 503},
+    ("DELETE", "/api/accounts/{account}/data"): {400, 401, 403, 404, 409, 503},
     ("GET", "/api/accounts/{account}/statement"): {400, 401, 403, 404},
     CHARGE: {400, 401, 402, 403, 404, 409, 413, 503},
     ("GET", "/api/receipts/{receipt_id}"): {401, 404},
@@ -36,9 +40,12 @@ ERRORS = {
 }
 NOT_PROVOKED = {
     ("GET", "/healthz", 503),  # a halted relayer
-    (*OPEN, 503),  # a broken disk, as the next two
+    ("GET", "/readyz", 503),  # a stopping gateway
+    (*OPEN, 503),  # a broken disk, as the next three
     ("POST", "/api/accounts/{account}/keys", 503),
     ("PUT", "/api/accounts/{account}/policy", 503),
+    ("DELETE", "/api/accounts/{account}/data", 503),
+    ("DELETE", "/api/accounts/{account}/data", 409),  # a call that runs meanwhile: test_upkeep
 }
 
 
@@ -63,7 +70,7 @@ async def test_openapi__every_route__is_there_with_its_errors(document, operatio
     for route, operation in operations.items():
         assert operation["summary"], route
         told = {status: answer for status, answer in operation["responses"].items() if status[0] != "2"}
-        others = set() if route[1] == "/healthz" else {"default"}
+        others = set() if route[1] in LOOKS else {"default"}
         assert set(told) == {str(status) for status in ERRORS[route]} | others, route
         for status, answer in told.items():
             schema = answer["content"]["application/json"]["schema"]
@@ -71,11 +78,11 @@ async def test_openapi__every_route__is_there_with_its_errors(document, operatio
                 assert schema["required"] == ["error"], "an upstream's own error has any fields"
                 continue
             form = "RefusalBody" if status == "402" else "ErrorBody"
-            form = "Health" if route[1] == "/healthz" else form
+            form = LOOKS.get(route[1], form)
             assert schema == {"$ref": f"#/components/schemas/{form}"}, (route, status)
     assert document["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}
     assert document["security"] == [{"key": []}]
-    assert [path for (_, path), operation in operations.items() if "security" in operation] == ["/healthz"]
+    assert {path for (_, path), operation in operations.items() if "security" in operation} == set(LOOKS)
     fields = document["components"]["schemas"]["ErrorFacts"]["properties"]
     assert set(fields) == {"message", "type", "code", "param"}
 
@@ -139,12 +146,12 @@ async def test_openapi__every_declared_error__is_one_that_the_route_answers(clie
     await see(502, CHAT)
     upstream.behaviour = stalls
     await see(504, CHAT)
-    client.ledger.refuse("settlement has stopped")
+    client.ledger.gate.refuse("settlement has stopped")
     try:
         await see(503, CHAT)
         await see(503, CHARGE, headers={"Idempotency-Key": "another"})
     finally:
-        client.ledger.refuse(None)
+        client.ledger.gate.refuse(None)
 
     declared = {(*route, status) for route, statuses in ERRORS.items() for status in statuses}
     assert provoked.seen == declared - NOT_PROVOKED
@@ -187,7 +194,7 @@ async def test_openapi__a_refusal__has_every_fact_that_is_told(client, document)
         other, other_key = await client.open_account(micro_usd=DEPOSIT)
         await client.request("PUT", f"/api/accounts/{other['id']}/policy", json=policy)
         status, body, _ = await client.chat(other_key)
-        assert status == 402
+        assert status == 402, body
         refusals.append(body)
     seen = set()
     for body in refusals:

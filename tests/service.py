@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from eth_abi.abi import encode
 
 from waterfall.chain.vault import Vault
-from waterfall.cli.service import Running, Secrets, serve
+from waterfall.cli.secrets import Secrets
+from waterfall.cli.service import Running, serve
 from waterfall.devnet import deploy
 from waterfall.devnet.anvil import Anvil
+from waterfall.keccak import keccak
 from waterfall.ledger.store import Ledger
 from waterfall.money import format_usd, parse_usd
 from waterfall.settings import ChainSettings, Settings
@@ -49,10 +52,17 @@ class Net:
         )
 
 
+def calldata(signature: str, *values: Any) -> bytes:
+    """A call that only tests need; `bytes32` in hexadecimal."""
+    types = signature[signature.index("(") + 1 : -1].split(",")
+    read = [bytes.fromhex(v[2:]) if t == "bytes32" else v for t, v in zip(types, values, strict=True)]
+    return keccak(signature.encode())[:4] + encode(types, read)
+
+
 @contextlib.asynccontextmanager
-async def local_net(folder: Path) -> AsyncIterator[Net]:
-    """A chain of its own."""
-    async with Anvil(folder) as anvil:
+async def local_net(folder: Path, **options: Any) -> AsyncIterator[Net]:
+    """A chain of its own; options of `Anvil`."""
+    async with Anvil(folder, **options) as anvil:
         deployment = await deploy.deploy(anvil.rpc)
         chain = ChainSettings(
             rpc_url=anvil.rpc_url,
@@ -100,7 +110,7 @@ class Client:
 
     async def until(self, account: str, condition: Any) -> dict:
         """The account once a condition holds."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition(shown := await self.account(account)):
                 await asyncio.sleep(0.02)
         return shown
@@ -149,13 +159,17 @@ class Client:
 
 def settings_for(
     upstream_url: str,
-    database: Path,
+    database: str,
+    sections: dict | None = None,
     *,
     timeout_seconds: float = 2,
     max_call_seconds: float = 600,
     **gateway: Any,
 ) -> Settings:
-    """Settings with one upstream, a model at a micro-dollar a token, a published one, and one without a price."""
+    """Settings with a database, one upstream, a model at a micro-dollar a token, a published one, and one without a price.
+
+    `sections` are more of them, `gateway` more of that one.
+    """
     local = {
         "kind": "openai",
         "base_url": upstream_url,
@@ -165,7 +179,7 @@ def settings_for(
     }
     return Settings.model_validate(
         {
-            "database": f"sqlite:///{database}",
+            "database": database,
             "gateway": {"port": 0, "drain_seconds": 5, **gateway},
             "upstreams": {"local": local},
             "models": {
@@ -173,14 +187,15 @@ def settings_for(
                 "gpt-4o-mini": {"upstream": "local"},
                 "unpriced": {"upstream": "local"},
             },
+            **(sections or {}),
         }
     )
 
 
 @contextlib.asynccontextmanager
-async def running(net: Net, settings: Settings) -> AsyncIterator[Client]:
-    """The service, in this process."""
-    secrets = Secrets(deploy.METER, deploy.GAS, deploy.OWNER, b"salt", ADMIN_KEY)
+async def running(net: Net, settings: Settings, secrets: Secrets | None = None) -> AsyncIterator[Client]:
+    """The service, in this process, with the local chain's own keys unless it is given others."""
+    secrets = secrets or Secrets(deploy.METER, (deploy.GAS,), deploy.OWNER, b"salt", ADMIN_KEY)
     started: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
 
     async def ready(service: Running) -> None:

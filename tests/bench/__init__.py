@@ -1,0 +1,1 @@
+"""Benchmarks, run by `make bench`: what they measure is compared within one run, and written to docs/benchmarks.*."""

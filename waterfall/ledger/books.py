@@ -1,0 +1,270 @@
+"""The books of one commit: wallets read once under lock, changed in memory by many operations, written once.
+
+Every operation on the path of a call goes through here: hold, capture, release, lose. They share a commit with
+whatever else is waiting, so what they write is gathered and written in as few statements as there are tables.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from waterfall.errors import AccountNotFound, HoldNotOpen, LedgerError
+from waterfall.ledger import schema
+from waterfall.ledger.database import Database, as_text
+from waterfall.ledger.wallet import Wallet, wallet_of
+
+SEQUENCE_BITS = 32
+
+_HOLD = ("sequence", "epoch", "receipt_id", "account", "api_key", "model", "amount", "created_at", "lease_ms")
+_END = ("state", "reason", "ended_at", "its_sequence")
+_CHARGE = (
+    "sequence",
+    "epoch",
+    "account",
+    "amount",
+    "excess",
+    "digest",
+    "receipt",
+    "meter",
+    "signature",
+    "usage",
+    "price_id",
+    "complete",
+    "state",
+    "captured_at",
+)
+_RESERVE = ("held", "unsettled", "its_account")
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Credit set aside for one call."""
+
+    sequence: int
+    charge_id: int
+    receipt_id: str
+    account: str
+    amount: int
+    """The provable maximum, credit units."""
+    output_tokens: int
+    """How much output it pays for."""
+
+
+class HoldsChanged(Exception):
+    """A hold that was to end is not open any more."""
+
+
+class Statements:
+    """What books execute, in the words of a database's driver."""
+
+    def __init__(self, database: Database) -> None:
+        holds, charges, wallets = schema.holds, schema.charges, schema.wallets
+        self.read_wallets = database.compiled(
+            sa.select(wallets.c.account, *(wallets.c[name] for name in Wallet.COLUMNS))
+            .where(database.one_of(wallets.c.account))
+            .order_by(wallets.c.account)
+            .with_for_update(),
+            "keys",
+        )
+        lease = schema.now_ms() + sa.bindparam("lease_ms")
+        self.insert_hold = database.compiled(
+            holds.insert().values(
+                {
+                    **{name: sa.bindparam(name) for name in _HOLD[:-1]},
+                    "state": sa.literal_column("'held'"),
+                    "lease_until": lease,
+                }
+            ),
+            *_HOLD,
+        )
+        self.end_hold = database.compiled(
+            holds.update()
+            .where(holds.c.sequence == sa.bindparam("its_sequence"), schema.is_(holds.c.state, "held"))
+            .values({name: sa.bindparam(name) for name in _END[:-1]}),
+            *_END,
+        )
+        self.insert_charge = database.compiled(
+            charges.insert().values({name: sa.bindparam(name) for name in _CHARGE}), *_CHARGE
+        )
+        self.reserve = database.compiled(
+            wallets.update()
+            .where(wallets.c.account == sa.bindparam("its_account"))
+            .values({name: sa.bindparam(name) for name in _RESERVE[:-1]}),
+            *_RESERVE,
+        )
+
+
+class Books:
+    """The books of one commit."""
+
+    def __init__(
+        self, connection: sa.Connection, database: Database, statements: Statements, now: int
+    ) -> None:
+        """Open them.
+
+        Args:
+            connection: within a transaction.
+            database: its kind.
+            statements: compiled for it.
+            now: Unix milliseconds of the host's clock.
+        """
+        raw = connection.connection.driver_connection
+        if raw is None:
+            raise LedgerError(reason="the database connection is closed")
+        self.now = now
+        self._connection = connection
+        self._raw = raw
+        self._database = database
+        self._statements = statements
+        self._wallets: dict[str, Wallet] = {}
+        self._holds: list[tuple[Any, ...]] = []
+        self._ends: list[tuple[Any, ...]] = []
+        self._ended: list[Hold] = []
+        self._charges: list[tuple[Any, ...]] = []
+        self._keys: list[dict[str, Any]] = []
+        self._reserved: list[tuple[Wallet, int, int]] = []
+
+    # ── What operations do ───────────────────────────────────────────────────────────────────────────
+
+    def wallet(self, account: str) -> Wallet:
+        """An account's wallet as the books have it now.
+
+        Raises:
+            AccountNotFound
+        """
+        if account not in self._wallets:
+            self.read((as_text(account),))
+        try:
+            return self._wallets[account]
+        except KeyError:
+            raise AccountNotFound(account=account) from None
+
+    def open(self, hold: Hold, *, epoch: int, api_key: str | None, model: str, lease_ms: int) -> None:
+        """Open a hold and set its amount aside."""
+        self._holds.append(
+            (
+                hold.sequence,
+                epoch,
+                hold.receipt_id,
+                hold.account,
+                api_key,
+                model,
+                self._database.money(hold.amount),
+                self.now,
+                lease_ms,
+            )
+        )
+        self._reserve(hold.account, held=hold.amount)
+
+    def end(self, hold: Hold, state: str, reason: str | None) -> None:
+        """End a hold and give its amount back. That it was open shows when the books are written."""
+        self._ends.append((state, reason, self.now, hold.sequence))
+        self._ended.append(hold)
+        self._reserve(hold.account, held=-hold.amount)
+
+    def charge(self, hold: Hold, amount: int, excess: int, *columns: Any) -> None:
+        """Add the charge of a hold, which is owed from now on.
+
+        Args:
+            hold: its hold.
+            amount: credit units; zero never goes to the chain.
+            excess: credit units metered beyond the hold.
+            columns: `digest` to `complete` of its row, in the order of the table.
+        """
+        money = self._database.money
+        state = "queued" if amount else "free"
+        epoch = hold.charge_id >> SEQUENCE_BITS
+        row = (hold.sequence, epoch, hold.account, money(amount), money(excess), *columns, state, self.now)
+        self._charges.append(row)
+        self._reserve(hold.account, unsettled=amount)
+
+    def remember(self, scope: str, key: str, body_hash: str, hold: Hold) -> None:
+        """Keep which hold an idempotency key stands for."""
+        self._keys.append(
+            {
+                "scope": scope,
+                "key": key,
+                "body_hash": body_hash,
+                "sequence": hold.sequence,
+                "created_at": self.now,
+            }
+        )
+
+    def run(self, statement: sa.Executable) -> sa.CursorResult[Any]:
+        """Execute a SQLAlchemy statement at once, for what is not gathered; a write, as the operation's last step."""
+        return self._connection.execute(statement)
+
+    def draw(self) -> int:
+        """A new sequence."""
+        return self._database.draw()
+
+    def _reserve(self, account: str, *, held: int = 0, unsettled: int = 0) -> None:
+        wallet = self.wallet(account)
+        wallet.held += held
+        wallet.unsettled += unsettled
+        self._reserved.append((wallet, held, unsettled))
+
+    # ── What the writer does ─────────────────────────────────────────────────────────────────────────
+
+    def read(self, accounts: Collection[str]) -> None:
+        """Lock these accounts' wallets, in the one order that everybody takes, and read them."""
+        for row in self._database.rows(self._raw.cursor(), self._statements.read_wallets, accounts):
+            self._wallets[row[0]] = wallet_of(*row)
+
+    def attempt(self, operation: Callable[["Books"], Any]) -> Any:
+        """Let one operation write, all of it or nothing.
+
+        Raises:
+            Exception: the operation's own.
+        """
+        gathered: tuple[list[Any], ...] = (
+            self._holds,
+            self._ends,
+            self._ended,
+            self._charges,
+            self._keys,
+            self._reserved,
+        )
+        before = [len(rows) for rows in gathered]
+        try:
+            return operation(self)
+        except Exception:
+            for wallet, held, unsettled in self._reserved[before[-1] :]:
+                wallet.held -= held
+                wallet.unsettled -= unsettled
+            for rows, length in zip(gathered, before, strict=True):
+                del rows[length:]
+            raise
+
+    def write(self) -> None:
+        """Write everything.
+
+        Raises:
+            HoldsChanged: a hold that was ended is not open; nothing may be committed.
+        """
+        statements, money = self._statements, self._database.money
+        changed = {wallet.account: wallet for wallet, _, _ in self._reserved}
+        reserved = [
+            (money(wallet.held), money(wallet.unsettled), wallet.account) for wallet in changed.values()
+        ]
+        ends = self._raw.cursor()
+        with self._database.at_once(self._raw):
+            for cursor, statement, rows in (
+                (self._raw.cursor(), statements.insert_hold, self._holds),
+                (ends, statements.end_hold, self._ends),
+                (self._raw.cursor(), statements.reserve, reserved),
+            ):
+                if rows:
+                    cursor.executemany(statement, rows)
+        if self._ends and ends.rowcount != len(self._ends):
+            raise HoldsChanged
+        if self._charges:  # of holds that were open: no other has the same
+            self._raw.cursor().executemany(statements.insert_charge, self._charges)
+        if self._keys:
+            self._connection.execute(schema.idempotency.insert(), self._keys)
+
+    def not_open(self) -> HoldNotOpen:
+        """What the operation is told that ended a hold which is not open, alone in these books."""
+        return HoldNotOpen(receipt=self._ended[0].receipt_id)
