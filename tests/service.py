@@ -162,7 +162,8 @@ def settings_for(
     database: str,
     sections: dict | None = None,
     *,
-    timeout_seconds: float = 2,
+    timeout_seconds: float = 5,
+    connect_seconds: float = 10,
     max_call_seconds: float = 600,
     **gateway: Any,
 ) -> Settings:
@@ -175,7 +176,7 @@ def settings_for(
         "base_url": upstream_url,
         "timeout_seconds": timeout_seconds,
         "max_call_seconds": max_call_seconds,
-        "connect_seconds": 1,
+        "connect_seconds": connect_seconds,
     }
     return Settings.model_validate(
         {

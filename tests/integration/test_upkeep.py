@@ -30,7 +30,8 @@ async def calls(client: Client, key: str, count: int) -> None:
 
     async def call() -> None:
         async with gate:
-            assert (await client.chat(key))[0] == 200
+            status, answer, _ = await client.chat(key)
+            assert status == 200, answer
 
     await asyncio.gather(*(call() for _ in range(count)))
 

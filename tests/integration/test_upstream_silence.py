@@ -55,7 +55,7 @@ def large_request() -> io.BytesIO:
 async def test_upstream__deaf_to_a_large_request__times_out_and_is_lost(net, database):
     async with (
         deaf_server() as url,
-        running(net, settings_for(url, database, timeout_seconds=0.3)) as client,
+        running(net, settings_for(url, database, timeout_seconds=0.3, connect_seconds=1)) as client,
     ):
         account, key = await client.open_account(micro_usd=100 * DEPOSIT)
         async with asyncio.timeout(20):
@@ -120,7 +120,7 @@ async def test_stream__stalled__ends_with_an_error_and_is_charged_as_far_as_it_c
 async def test_stream__longer_than_any_limit_on_silence__is_not_cut(net, upstream, database):
     upstream.behaviour = streams(lambda body: stream_chunks(body, "x" * 30))
     upstream.pause = 0.08
-    settings = settings_for(upstream.base_url, database, timeout_seconds=0.5)
+    settings = settings_for(upstream.base_url, database, timeout_seconds=1)
     async with running(net, settings) as client:
         account, key = await client.open_account(micro_usd=DEPOSIT)
 
