@@ -173,6 +173,7 @@ def settings_for(
     """
     local = {
         "kind": "openai",
+        "surfaces": ["chat", "responses", "messages", "embeddings"],
         "base_url": upstream_url,
         "timeout_seconds": timeout_seconds,
         "max_call_seconds": max_call_seconds,

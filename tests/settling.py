@@ -18,7 +18,7 @@ from waterfall.metering import prices
 from waterfall.receipts import Domain, canonical_hash, receipt_digest
 from waterfall.settlement.relayer import Relayer, RelayerSettings
 from waterfall.signers import Signer, from_hex
-from waterfall.types import ZERO_ADDRESS, SignedReceipt, UsageReceipt
+from waterfall.types import ZERO_ADDRESS, SignedReceipt, Usage, UsageReceipt
 
 METER = deploy.METER
 # The second is of anvil's fifth account, which everybody knows.
@@ -56,6 +56,8 @@ def signed_receipt(held: Hold, amount: int, domain: Domain, platform: int) -> Si
         digest="0x" + digest.hex(),
         meter=METER.address,
         signature="0x" + METER.sign(digest).hex(),
+        surface="chat",
+        metered=Usage(input_tokens=1, output_tokens=1),
         usage=None,
         rate_card=None,
     )

@@ -172,7 +172,8 @@ class ScriptedUpstream:
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=2**26)
-        app.router.add_post("/v1/chat/completions", self._serve)
+        for path in ("chat/completions", "responses", "messages", "messages/count_tokens", "embeddings"):
+            app.router.add_post(f"/v1/{path}", self._serve)
         self._runner = web.AppRunner(
             app, shutdown_timeout=0.1, keepalive_timeout=self.keepalive_seconds, access_log=None
         )

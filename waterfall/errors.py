@@ -44,7 +44,7 @@ class BodyTooLarge(WaterfallError):
 
 
 class InvalidApiKey(WaterfallError):
-    """No valid API key: send 'Authorization: Bearer <key>'."""
+    """No valid API key: send 'Authorization: Bearer <key>', or 'x-api-key: <key>'."""
 
     code = "invalid_api_key"
     status = 401
@@ -75,6 +75,13 @@ class ReceiptNotFound(WaterfallError):
     """There is no receipt {receipt} that this key may read."""
 
     code = "receipt_not_found"
+    status = 404
+
+
+class PriceNotFound(WaterfallError):
+    """No call was ever priced by {price_id} here."""
+
+    code = "price_not_found"
     status = 404
 
 

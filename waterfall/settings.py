@@ -22,15 +22,18 @@ from waterfall.chain.jsonrpc import name_of
 from waterfall.chain.vault import MOST_CHARGES
 from waterfall.errors import SettingsError
 from waterfall.gateway.config import (
+    AccountTariff,
     GatewaySettings,
     MetricsSettings,
     ModelSettings,
+    Tariff,
+    Tariffs,
     TracingSettings,
     UpstreamSettings,
 )
 from waterfall.ledger.retention import RetentionSettings
 from waterfall.signers import Signer
-from waterfall.types import Address, Frozen
+from waterfall.types import Address, Frozen, Hash32
 
 DEFAULT_FILE = Path("waterfall.toml")
 _SQLITE, _POSTGRES = "sqlite:///", "postgresql://"
@@ -272,6 +275,17 @@ class Settings(Frozen):
     tracing: TracingSettings = TracingSettings()
     upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict)
     models: dict[str, ModelSettings] = Field(default_factory=dict)
+    markup: Tariff = Tariff()
+    """What the platform adds to prices."""
+    plans: dict[str, Tariff] = Field(default_factory=dict)
+    """The same for the accounts that are given a plan."""
+    accounts: dict[Hash32, AccountTariff] = Field(default_factory=dict)
+    """The same for single accounts."""
+
+    @property
+    def tariffs(self) -> Tariffs:
+        """All of them."""
+        return Tariffs(platform=self.markup, plans=self.plans, accounts=self.accounts)
 
     def database_url(self) -> str:
         """The database's URL, also where a variable of the environment has it.
@@ -292,6 +306,18 @@ class Settings(Frozen):
         for name, model in self.models.items():
             if model.upstream not in self.upstreams:
                 raise ValueError(f'models."{name}".upstream: there is no [upstreams.{model.upstream}]')
+        return self
+
+    @model_validator(mode="after")
+    def _tariffs_fit(self) -> Self:
+        own = {f'accounts."{id_}".tariff': its.tariff for id_, its in self.accounts.items() if its.tariff}
+        plans = {f"plans.{name}": plan for name, plan in self.plans.items()}
+        for where, tariff in {"markup": self.markup, **plans, **own}.items():
+            for name in tariff.models.keys() - self.models.keys():
+                raise ValueError(f'{where}.models."{name}": there is no [models."{name}"]')
+        for id_, account in self.accounts.items():
+            if account.plan is not None and account.plan not in self.plans:
+                raise ValueError(f'accounts."{id_}".plan: there is no [plans.{account.plan}]')
         return self
 
 

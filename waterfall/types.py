@@ -6,7 +6,7 @@ Hex strings are lower case with 0x. Ids beyond 2**53 are decimal strings in JSON
 import re
 from decimal import Decimal
 from itertools import pairwise
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -68,9 +68,9 @@ Price = Annotated[
     BeforeValidator(_decimal_from_text),
     Field(ge=0, max_digits=24, decimal_places=12),
     PlainSerializer(lambda price: format(price.normalize(), "f"), return_type=str),
-    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?$", "title": "USD per million tokens"}),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?$", "title": "USD"}),
 ]
-"""USD per million tokens, exact to twelve decimals."""
+"""USD, for a million tokens or for one of something else, exact to twelve decimals."""
 
 
 class Frozen(BaseModel):
@@ -81,23 +81,48 @@ class Frozen(BaseModel):
 
 # ── Metering ─────────────────────────────────────────────────────────────────────────────────────────
 
+Surface = Literal["chat", "responses", "messages", "embeddings"]
+"""In whose words a model is called: OpenAI's chat completions, responses and embeddings, Anthropic's messages."""
+
 TokenCount = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 
 
 class Usage(Frozen):
-    """What one call used, in tokens, as the provider reported it."""
+    """What one call used, as the provider reported it; in tokens where it says nothing else."""
 
     input_tokens: TokenCount
-    """All input, cached included."""
+    """All input: cached, written to a cache and images included."""
     cached_input_tokens: TokenCount = 0
+    """Read from a cache."""
+    cache_write_tokens: TokenCount = 0
+    """Written to a cache that keeps them for minutes."""
+    cache_write_1h_tokens: TokenCount = 0
+    """Written to a cache that keeps them for an hour."""
+    image_tokens: TokenCount = 0
+    """Input that is images and neither read from a cache nor written to one; 0 where the provider does not tell them apart."""
     output_tokens: TokenCount
     """All output, reasoning included."""
     reasoning_tokens: TokenCount = 0
+    web_searches: TokenCount = 0
+    """Searches that the provider made and bills by their number."""
+
+    @property
+    def plain_input_tokens(self) -> int:
+        """Input with no price of its own."""
+        return (
+            self.input_tokens
+            - self.cached_input_tokens
+            - self.cache_write_tokens
+            - self.cache_write_1h_tokens
+            - self.image_tokens
+        )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.cached_input_tokens > self.input_tokens:
             raise ValueError("more cached than input tokens")
+        if self.plain_input_tokens < 0:
+            raise ValueError("more cached, written and image tokens than input tokens")
         if self.reasoning_tokens > self.output_tokens:
             raise ValueError("more reasoning than output tokens")
         return self
@@ -109,11 +134,14 @@ class Rates(Frozen):
     above_input_tokens: TokenCount = 0
     input_usd_per_mtok: Price
     cached_input_usd_per_mtok: Price
+    cache_write_usd_per_mtok: Price
+    cache_write_1h_usd_per_mtok: Price
+    image_usd_per_mtok: Price
     output_usd_per_mtok: Price
 
 
 class RateCard(Frozen):
-    """What the tokens of one model cost. Its hash is the receipt's `priceId`, so that anyone can recompute."""
+    """What one model costs. Its hash is the receipt's `priceId`, so that anyone can recompute."""
 
     model: str
     """The name callers use."""
@@ -121,6 +149,11 @@ class RateCard(Frozen):
     """Where the prices come from, for people."""
     rates: tuple[Rates, ...] = Field(min_length=1)
     """Ascending by `above_input_tokens`, from 0."""
+    usd_per_web_search: Price = Decimal(0)
+    usd_per_call: Price = Decimal(0)
+    """On top of what was used."""
+    least_usd_per_call: Price = Decimal(0)
+    """What a call costs that would cost less."""
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:
@@ -171,6 +204,10 @@ class SignedReceipt(Frozen):
     """EIP-712 digest: the `receiptHash` of the charge."""
     meter: Address
     signature: Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{130}$")]
+    surface: Surface | None
+    """In whose words `usage` is; null where there was no call of a model, but an amount."""
+    metered: Usage
+    """What was used, as it was priced: the receipt's own counts and those that it has no field for."""
     usage: dict[str, Any] | None
     """The provider's usage object; null when the answer was cut before it, or `usage_removed`."""
     usage_removed: bool = False

@@ -10,12 +10,13 @@ from concurrent.futures import ProcessPoolExecutor
 from rich.console import Console
 from rich.table import Table
 
-from bench import ledger, settlement
+from bench import gateway, ledger, settlement
 from bench.figures import Figure, keep, shown
 
 PARTS: dict[str, tuple[Callable[[], list[Figure]], ...]] = {
     "ledger": (ledger.sqlite_pairs, ledger.postgresql_pairs),
     "settlement": (settlement.lane_rate, settlement.inclusion),
+    "gateway": (gateway.speed,),
     "endurance": (settlement.memory, settlement.start),
 }
 

@@ -2,6 +2,7 @@
 
 import json
 
+import anthropic
 import openai
 import pytest
 from dev_process import ENVIRONMENT, wait_until, waterfall_dev
@@ -62,6 +63,50 @@ def test_receipt__of_a_real_model__verifies_and_tampered_fails(dev):
     tampered["rate_card"]["rates"][0]["output_usd_per_mtok"] = "0.41"
     file.write_text(json.dumps(tampered))
     assert "rate card" in dev.command("receipts", "verify", "receipt.json", fails=True)
+
+
+HELLO = [{"role": "user", "content": "Say hello."}]
+
+
+def test_responses__of_a_real_model__is_answered_and_its_receipt_verifies(dev):
+    client = openai.OpenAI(base_url=dev.facts["gateway_url"] + "/v1", api_key=dev.facts["account_key"])
+    answer = client.responses.with_raw_response.create(
+        model=dev.facts["model"], input="Say hello.", max_output_tokens=16
+    )
+    said = answer.parse()
+    assert said.output_text.strip()
+    receipt = until_settled(dev, answer.headers["x-waterfall-receipt-id"])
+    assert receipt["receipt"]["receipt"]["output_tokens"] == said.usage.output_tokens > 0
+    dev.command("receipts", "verify", receipt["id"])
+
+    events = list(
+        client.responses.create(
+            model=dev.facts["model"], input="Say hello.", max_output_tokens=16, stream=True
+        )
+    )
+    assert events[-1].type == "response.completed"
+    billed = events[-1].model_extra["waterfall"]
+    assert until_settled(dev, billed["receipt_id"])["cost"] == billed["cost"]
+    dev.command("receipts", "verify", billed["receipt_id"])
+
+
+def test_messages__of_a_real_model__is_answered_and_its_receipt_verifies(dev):
+    client = anthropic.Anthropic(base_url=dev.facts["gateway_url"], api_key=dev.facts["account_key"])
+    answer = client.messages.with_raw_response.create(model=dev.facts["model"], messages=HELLO, max_tokens=16)
+    said = answer.parse()
+    assert said.content[0].text.strip()
+    receipt = until_settled(dev, answer.headers["x-waterfall-receipt-id"])
+    assert receipt["receipt"]["receipt"]["output_tokens"] == said.usage.output_tokens > 0
+    dev.command("receipts", "verify", receipt["id"])
+
+    asked = {"model": dev.facts["model"], "messages": HELLO}
+    assert client.messages.count_tokens(**asked).input_tokens == said.usage.input_tokens
+    events = list(client.messages.create(**asked, max_tokens=16, stream=True))
+    (last,) = [event for event in events if event.type == "message_delta"]
+    billed = last.model_extra["waterfall"]
+    assert until_settled(dev, billed["receipt_id"])["cost"] == billed["cost"]
+    dev.command("receipts", "verify", billed["receipt_id"])
+    assert [model.id for model in client.models.list()] == [dev.facts["model"]]
 
 
 def test_stream__of_a_real_model__is_charged_in_full_though_the_client_leaves(dev):

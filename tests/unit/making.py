@@ -4,6 +4,7 @@ import hashlib
 import time
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -18,7 +19,7 @@ from waterfall.ledger.slots import Attempt, Mined, Slot
 from waterfall.metering import prices
 from waterfall.receipts import Domain, canonical_hash, receipt_digest
 from waterfall.signers import LocalSigner
-from waterfall.types import ZERO_ADDRESS, Charge, RateCard, Rates, SignedReceipt, UsageReceipt
+from waterfall.types import ZERO_ADDRESS, Charge, RateCard, Rates, SignedReceipt, Usage, UsageReceipt
 
 only_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 only_postgres = pytest.mark.parametrize("url", ["postgresql"], indirect=True)
@@ -62,9 +63,34 @@ def card(model="small", inputs="1", outputs="2", cached=None):
     rates = Rates(
         input_usd_per_mtok=Decimal(inputs),
         cached_input_usd_per_mtok=Decimal(cached or inputs),
+        cache_write_usd_per_mtok=Decimal(inputs),
+        cache_write_1h_usd_per_mtok=Decimal(inputs),
+        image_usd_per_mtok=Decimal(inputs),
         output_usd_per_mtok=Decimal(outputs),
     )
     return RateCard(model=model, source="test", rates=(rates,))
+
+
+def served(
+    tariff, *, field="max_tokens", default=4096, most_choices=128, image_tokens=None, context_tokens=None
+):
+    """A model as surfaces know it."""
+    settings = SimpleNamespace(output_limit_field=field, max_choices=most_choices)
+    return SimpleNamespace(
+        name="small",
+        card=tariff,
+        default_max_output_tokens=default,
+        upstream=SimpleNamespace(settings=settings),
+        upstream_model="provider/small",
+        image_tokens=image_tokens,
+        context_tokens=context_tokens,
+    )
+
+
+def held_tokens(request, its):
+    """What a request is held for, at a micro-dollar a token."""
+    bound = request.bound(its)
+    return bound.amount(bound.output_tokens) / 10**6
 
 
 # ── What the chain shows ─────────────────────────────────────────────────────────────────────────────
@@ -173,6 +199,13 @@ def sign(held, amount, *, meter=METER, usage=None, **changed):
         digest="0x" + digest.hex(),
         meter=meter.address,
         signature="0x" + meter.sign(digest).hex(),
+        surface="chat",
+        metered=Usage(
+            input_tokens=receipt.input_tokens,
+            cached_input_tokens=min(receipt.cached_input_tokens, receipt.input_tokens),
+            output_tokens=receipt.output_tokens,
+            reasoning_tokens=receipt.reasoning_tokens,
+        ),
         usage=usage,
         rate_card=None,
     )
@@ -216,6 +249,7 @@ class Desk:
             prices.fixed(amount),
             block_time=block_time,
             expiry_margin=expiry_margin,
+            surface="chat",
         )
 
     async def capture(self, held, amount, excess=0, **changed):

@@ -35,11 +35,12 @@ from waterfall.gateway.calls import Calls, Metered
 from waterfall.ledger import journal, schema
 from waterfall.ledger.journal import Caller
 from waterfall.metering import prices
+from waterfall.metering.prices import Most
 from waterfall.receipts import bytes_hash, check_signature, price_id
 from waterfall.types import Policy, Usage
 
 TARIFF = card("small", "1", "2")
-MODEL = SimpleNamespace(name="small", card=TARIFF, price_id=price_id(TARIFF))
+MODEL = SimpleNamespace(name="small", card=TARIFF, vendor_card=TARIFF, price_id=price_id(TARIFF))
 UNIT = 10**6  # what a token costs at a dollar per million
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5}
 CALLER = Caller(ACCOUNT, None)
@@ -56,7 +57,7 @@ def calls(desk):
 
 
 def bound(tokens=100):
-    return prices.bound(TARIFF, 10, tokens, tokens)
+    return prices.bound(TARIFF, Most(10), tokens, tokens)
 
 
 async def state(desk, held):
@@ -67,9 +68,9 @@ async def state(desk, held):
 
 
 async def test_capture__metered_call__receipt_proves_itself(calls, desk):
-    held = await calls.hold(CALLER, MODEL, bound())
+    held = await calls.hold(CALLER, "chat", MODEL, bound())
     assert held.amount == (10 + 200) * UNIT
-    captured = await calls.capture(held, MODEL, metered())
+    captured = await calls.capture(held, "chat", MODEL, metered())
     assert (captured.amount, captured.balance) == (20 * UNIT, FUNDED - 20 * UNIT)
     signed = (await desk.call(held)).receipt
     check_signature(signed)
@@ -82,8 +83,8 @@ async def test_capture__metered_call__receipt_proves_itself(calls, desk):
 
 
 async def test_capture__usage_never_came__is_not_complete(calls, desk):
-    held = await calls.hold(CALLER, MODEL, bound())
-    await calls.capture(held, MODEL, metered(None, (0, 5)))
+    held = await calls.hold(CALLER, "chat", MODEL, bound())
+    await calls.capture(held, "chat", MODEL, metered(None, (0, 5)))
     signed = (await desk.call(held)).receipt
     check_signature(signed)
     assert (signed.receipt.complete, signed.usage, signed.receipt.amount) == (False, None, 10 * UNIT)
@@ -92,8 +93,8 @@ async def test_capture__usage_never_came__is_not_complete(calls, desk):
 async def test_capture__provider_broke_the_bound__charges_the_hold_and_keeps_the_rest_as_our_loss(
     calls, desk
 ):
-    held = await calls.hold(CALLER, MODEL, bound(1))
-    captured = await calls.capture(held, MODEL, metered(tokens=(10, 50)))
+    held = await calls.hold(CALLER, "chat", MODEL, bound(1))
+    captured = await calls.capture(held, "chat", MODEL, metered(tokens=(10, 50)))
     assert captured.amount == held.amount == 12 * UNIT
     (row,) = await desk.table(schema.charges)
     assert row["excess"] == (110 - 12) * UNIT
@@ -102,13 +103,13 @@ async def test_capture__provider_broke_the_bound__charges_the_hold_and_keeps_the
 @pytest.mark.parametrize("ahead", [-(10**9), 10**9])
 async def test_sign__host_clock__never_before_the_newest_block(calls, desk, ahead):
     await desk.apply(block(2, BLOCK_TIME + ahead if ahead > 0 else BLOCK_TIME + 1))
-    held = await calls.hold(CALLER, MODEL, bound())
-    await calls.capture(held, MODEL, metered())
+    held = await calls.hold(CALLER, "chat", MODEL, bound())
+    await calls.capture(held, "chat", MODEL, metered())
     assert (await desk.call(held)).receipt.receipt.issued_at >= desk.ledger.view.head.block.timestamp
 
 
 async def test_capture__database_fails_for_a_moment__is_tried_until_it_is_durable(calls, desk, monkeypatch):
-    held = await calls.hold(CALLER, MODEL, bound())
+    held = await calls.hold(CALLER, "chat", MODEL, bound())
     failures, real, paused = [LedgerError(reason="disk full")] * 3, desk.ledger.capture, []
 
     async def capture(*arguments, **options):
@@ -121,7 +122,7 @@ async def test_capture__database_fails_for_a_moment__is_tried_until_it_is_durabl
 
     monkeypatch.setattr(desk.ledger, "capture", capture)
     monkeypatch.setattr(rooms, "asyncio", SimpleNamespace(sleep=sleep))
-    await calls.capture(held, MODEL, metered())
+    await calls.capture(held, "chat", MODEL, metered())
     assert paused == [0.05, 0.1, 0.2]
     assert await state(desk, held) == "queued"
     assert (await desk.wallet()).unsettled == 20 * UNIT
@@ -134,8 +135,8 @@ async def test_capture__meters_key_is_out_of_reach__is_tried_until_it_signs_and_
     meter = Unreachable(times=2)
     calls = Calls(desk.ledger, meter, max_projection_age_seconds=60, longest_call_seconds=100)
     monkeypatch.setattr(rooms, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": no_sleep}))
-    held = await calls.hold(CALLER, MODEL, bound())
-    await calls.capture(held, MODEL, metered())
+    held = await calls.hold(CALLER, "chat", MODEL, bound())
+    await calls.capture(held, "chat", MODEL, metered())
     assert meter.times == 0
     check_signature((await desk.call(held)).receipt)
     assert await desk.states() == ["queued"]
@@ -143,7 +144,7 @@ async def test_capture__meters_key_is_out_of_reach__is_tried_until_it_signs_and_
 
 async def test_capture__answered_by_an_error_though_durable__is_charged_once(calls, desk, monkeypatch):
     """A connection that is lost in a commit says nothing of whether it held."""
-    held, real, lost = await calls.hold(CALLER, MODEL, bound()), desk.ledger.capture, []
+    held, real, lost = await calls.hold(CALLER, "chat", MODEL, bound()), desk.ledger.capture, []
 
     async def capture(*arguments, **options):
         captured = await real(*arguments, **options)
@@ -153,7 +154,7 @@ async def test_capture__answered_by_an_error_though_durable__is_charged_once(cal
         return captured
 
     monkeypatch.setattr(desk.ledger, "capture", capture)
-    captured = await calls.capture(held, MODEL, metered())
+    captured = await calls.capture(held, "chat", MODEL, metered())
     assert captured == lost[0]
     assert await desk.states() == ["queued"]
     assert (await desk.wallet()).unsettled == captured.amount
@@ -168,7 +169,7 @@ async def test_hold__answered_by_an_error_though_durable__is_given_back(calls, d
 
     monkeypatch.setattr(desk.ledger, "hold", hold)
     with pytest.raises(LedgerError):
-        await calls.hold(CALLER, MODEL, bound())
+        await calls.hold(CALLER, "chat", MODEL, bound())
     await calls.drain(5)
     (row,) = await desk.table(schema.holds)
     assert (row["state"], (await desk.wallet()).held) == ("released", 0)
@@ -194,10 +195,10 @@ async def no_sleep(_):
 
 
 async def test_capture__hold_taken_away_meanwhile__is_refused_and_not_repeated_for_ever(calls, desk):
-    held = await calls.hold(CALLER, MODEL, bound())
+    held = await calls.hold(CALLER, "chat", MODEL, bound())
     await desk.ledger.lose(held, "by another")
     with pytest.raises(HoldNotOpen):
-        await calls.capture(held, MODEL, metered())
+        await calls.capture(held, "chat", MODEL, metered())
     assert await state(desk, held) == "lost"
     assert (await desk.wallet()).unsettled == 0
 
@@ -206,26 +207,26 @@ async def test_capture__hold_taken_away_meanwhile__is_refused_and_not_repeated_f
 async def test_capture__hold_closed_as_abandoned__is_charged_only_where_it_still_settles_in_time(
     calls, desk, seconds, expected
 ):
-    held = await calls.hold(CALLER, MODEL, bound())
+    held = await calls.hold(CALLER, "chat", MODEL, bound())
     await desk.ledger.write(lambda tx: journal.renew(tx, [held.sequence], -1000))
     await desk.ledger.write(journal.lose_abandoned_holds)
     policy = Policy(expires_at=block(2).timestamp + seconds)
     await desk.apply(block(2), policy_set(ACCOUNT, policy))
     with nullcontext() if expected == "queued" else pytest.raises(HoldNotOpen):
-        await calls.capture(held, MODEL, metered())
+        await calls.capture(held, "chat", MODEL, metered())
     assert await state(desk, held) == expected
 
 
 @pytest.mark.parametrize(("end", "expected"), [("release", "released"), ("lose", "lost")])
 async def test_give_back__hold__free_again(calls, desk, end, expected):
-    held = await calls.hold(CALLER, MODEL, bound())
+    held = await calls.hold(CALLER, "chat", MODEL, bound())
     await getattr(calls, end)(held, "because")
     assert await state(desk, held) == expected
     assert (await desk.wallet()).available == FUNDED
 
 
 async def test_hold__caller_gone_before_it_is_durable__is_given_back(calls, desk):
-    holding = asyncio.create_task(calls.hold(CALLER, MODEL, bound()))
+    holding = asyncio.create_task(calls.hold(CALLER, "chat", MODEL, bound()))
     await asyncio.sleep(0)
     holding.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -242,34 +243,34 @@ async def test_hold__caller_gone_before_it_is_durable__is_given_back(calls, desk
 
 async def test_hold__refused__says_where_to_send_money(calls, desk):
     with pytest.raises(InsufficientFunds) as refusal:
-        await calls.hold(CALLER, MODEL, prices.fixed(FUNDED + 1))
+        await calls.hold(CALLER, "chat", MODEL, prices.fixed(FUNDED + 1))
     assert refusal.value.details["deposit_address"] == desk.ledger.deposit_address(ACCOUNT)
 
 
 async def test_hold__unknown_account__is_not_found(calls):
     with pytest.raises(AccountNotFound):
-        await calls.hold(Caller(OTHER, None), MODEL, bound())
+        await calls.hold(Caller(OTHER, None), "chat", MODEL, bound())
 
 
 async def test_hold__policy_expires_before_the_longest_call_could_settle__is_refused(calls, desk):
     await desk.order(Policy(expires_at=BLOCK_TIME + 161))
-    await calls.hold(CALLER, MODEL, bound())
+    await calls.hold(CALLER, "chat", MODEL, bound())
     await desk.order(Policy(expires_at=BLOCK_TIME + 160))
     with pytest.raises(PolicyExpired):
-        await calls.hold(CALLER, MODEL, bound())
+        await calls.hold(CALLER, "chat", MODEL, bound())
 
 
 async def test_hold__policy__binds(calls, desk):
     await desk.order(Policy(max_per_charge=5))
     with pytest.raises(LimitExceeded):
-        await calls.hold(CALLER, MODEL, bound())
+        await calls.hold(CALLER, "chat", MODEL, bound())
 
 
 async def test_hold__view_of_the_chain_too_old__nothing_is_held(calls, desk, monkeypatch):
     seen = desk.ledger.view.head.seen_at
     monkeypatch.setattr("waterfall.ledger.chain_view.time", SimpleNamespace(monotonic=lambda: seen + 61))
     with pytest.raises(Unavailable):
-        await calls.hold(CALLER, MODEL, bound())
+        await calls.hold(CALLER, "chat", MODEL, bound())
     with pytest.raises(Unavailable):
         await elsewhere(calls)
     assert await desk.table(schema.holds) == []
@@ -278,7 +279,7 @@ async def test_hold__view_of_the_chain_too_old__nothing_is_held(calls, desk, mon
 async def test_hold__database_closed__is_refused(calls, desk):
     desk.ledger.close()
     with pytest.raises(LedgerError):
-        await calls.hold(CALLER, MODEL, bound())
+        await calls.hold(CALLER, "chat", MODEL, bound())
 
 
 # ── Charges metered elsewhere ────────────────────────────────────────────────────────────────────────
@@ -286,7 +287,14 @@ async def test_hold__database_closed__is_refused(calls, desk):
 
 async def elsewhere(calls, *, key="k", amount=20 * UNIT, tariff=TARIFF, usage=USAGE):
     return await calls.charge(
-        CALLER, model="small", card=tariff, amount=amount, metered=metered(usage), idempotency_key=key
+        CALLER,
+        surface="chat",
+        model="small",
+        card=tariff,
+        amount=amount,
+        metered=metered(usage),
+        idempotency_key=key,
+        vendor_cost=None,
     )
 
 
@@ -317,15 +325,24 @@ async def test_charge__key_reused_for_another_body__is_a_conflict(calls):
     await elsewhere(calls)
     other = Metered(Usage(input_tokens=1, output_tokens=1), None, bytes_hash(b"other"), bytes_hash(b""))
     with pytest.raises(IdempotencyConflict):
-        await calls.charge(CALLER, model="", card=None, amount=1, metered=other, idempotency_key="k")
+        await calls.charge(
+            CALLER,
+            surface=None,
+            model="",
+            card=None,
+            amount=1,
+            metered=other,
+            idempotency_key="k",
+            vendor_cost=None,
+        )
 
 
 # ── Running calls ────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_renew_leases__open_holds_only__until_they_end(calls, desk, monkeypatch):
-    running, ended = [await calls.hold(CALLER, MODEL, bound()) for _ in range(2)]
-    await calls.capture(ended, MODEL, metered())
+    running, ended = [await calls.hold(CALLER, "chat", MODEL, bound()) for _ in range(2)]
+    await calls.capture(ended, "chat", MODEL, metered())
     renewed, turns = [], []
 
     async def renew(running):
@@ -360,11 +377,11 @@ async def test_drain__running_call__is_waited_for(calls):
 
 async def test_drain__call_between_two_steps__is_waited_for(calls, desk):
     """Its hold is written, and what comes next has not begun."""
-    held = await calls.hold(CALLER, MODEL, bound())
+    held = await calls.hold(CALLER, "chat", MODEL, bound())
 
     async def go_on():
         await asyncio.sleep(0.05)
-        await calls.capture(held, MODEL, metered())
+        await calls.capture(held, "chat", MODEL, metered())
 
     going_on = asyncio.create_task(go_on())
     await calls.drain(5)

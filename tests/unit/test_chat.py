@@ -1,17 +1,17 @@
 import json
 import unicodedata
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from making import card
+from making import card, held_tokens, served
 
 from waterfall.errors import InvalidRequest
-from waterfall.gateway import chat
+from waterfall.gateway.surfaces.chat import Chat
 from waterfall.metering import prices
 from waterfall.types import Usage
 
+CHAT = Chat()
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
@@ -19,19 +19,13 @@ def body(**fields):
     return json.dumps({"model": "small", "messages": MESSAGES, **fields}).encode()
 
 
-def model(*, field="max_tokens", default=4096, most_choices=128, tariff=None):
-    settings = SimpleNamespace(output_limit_field=field, max_choices=most_choices)
-    return SimpleNamespace(
-        card=tariff or card(inputs="1", outputs="1"),
-        default_max_output_tokens=default,
-        upstream=SimpleNamespace(settings=settings),
-        upstream_model="provider/small",
-    )
+def model(*, tariff=None, **known):
+    return served(tariff or card(inputs="1", outputs="1"), **known)
 
 
 def refusal(data):
     with pytest.raises(InvalidRequest) as refused:
-        chat.read(data)
+        CHAT.read(data)
     return refused.value.details["param"]
 
 
@@ -39,25 +33,25 @@ def refusal(data):
 
 
 def test_read__plain_request__no_limit_one_choice_no_stream():
-    request = chat.read(body())
-    assert (request.model, request.stream, request.include_usage) == ("small", False, False)
+    request = CHAT.read(body())
+    assert (request.models, request.stream, request.shows_usage) == (("small",), False, False)
     assert (request.choices, request.max_tokens) == (1, None)
     assert request.body == body()
 
 
 def test_read__everything_set__is_taken():
-    request = chat.read(body(stream=True, stream_options={"include_usage": True}, n=3, max_tokens=7))
-    assert (request.stream, request.include_usage, request.choices, request.max_tokens) == (True, True, 3, 7)
+    request = CHAT.read(body(stream=True, stream_options={"include_usage": True}, n=3, max_tokens=7))
+    assert (request.stream, request.shows_usage, request.choices, request.max_tokens) == (True, True, 3, 7)
 
 
 def test_read__both_limits__the_smaller_binds():
-    assert chat.read(body(max_tokens=7, max_completion_tokens=5)).max_tokens == 5
-    assert chat.read(body(max_tokens=5, max_completion_tokens=7)).max_tokens == 5
-    assert chat.read(body(max_completion_tokens=7)).max_tokens == 7
+    assert CHAT.read(body(max_tokens=7, max_completion_tokens=5)).max_tokens == 5
+    assert CHAT.read(body(max_tokens=5, max_completion_tokens=7)).max_tokens == 5
+    assert CHAT.read(body(max_completion_tokens=7)).max_tokens == 7
 
 
 def test_read__explicit_nulls__are_as_good_as_absent():
-    request = chat.read(
+    request = CHAT.read(
         body(
             max_tokens=None,
             n=None,
@@ -72,19 +66,19 @@ def test_read__explicit_nulls__are_as_good_as_absent():
 
 
 def test_read__fields_we_do_not_know__pass():
-    assert chat.read(body(temperature=0.5, user="u", seed=1, response_format={"type": "json_object"}))
+    assert CHAT.read(body(temperature=0.5, user="u", seed=1, response_format={"type": "json_object"}))
 
 
 def test_read__parts_of_text__pass():
     parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]
-    assert chat.read(
+    assert CHAT.read(
         body(messages=[{"role": "user", "content": parts}, {"role": "assistant", "content": None}])
     )
 
 
 @pytest.mark.parametrize("tier", ["auto", "default", "flex"])
 def test_read__tier_that_costs_no_more__passes(tier):
-    assert chat.read(body(service_tier=tier))
+    assert CHAT.read(body(service_tier=tier))
 
 
 # ── What is refused ──────────────────────────────────────────────────────────────────────────────────
@@ -105,10 +99,10 @@ def test_read__nested_deeper_than_it_could_be_sent__is_refused_before_the_hold()
         + b"}"
     )
     try:
-        request = chat.read(deep)
+        request = CHAT.read(deep)
     except InvalidRequest:
         return
-    assert request.upstream_body(model(), 5)
+    assert CHAT.upstream_body(request, model(), 5)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +143,11 @@ def test_read__nested_deeper_than_it_could_be_sent__is_refused_before_the_hold()
         ({"best_of": 2}, "best_of"),
         ({"n_predict": 5}, "n_predict"),
         ({"min_tokens": 5}, "min_tokens"),
-        ({"models": ["other"]}, "models"),
+        ({"models": ["other"]}, "model"),
+        ({"models": []}, "models"),
+        ({"models": "other"}, "models"),
+        ({"models": ["small", 5]}, "models[1]"),
+        ({"models": ["small"] * 9}, "models"),
         ({"plugins": []}, "plugins"),
         ({"max_output_tokens": 5}, "max_output_tokens"),
         ({"options": {"num_predict": 5}}, "options"),
@@ -164,7 +162,7 @@ def test_read__nested_deeper_than_it_could_be_sent__is_refused_before_the_hold()
         ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": []}, "chat_template_kwargs"),
         ({"tools": {}}, "tools"),
-        ({"tools": ["x"]}, "tools"),
+        ({"tools": ["x"]}, "tools[0]"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"tools": [{}]}, "tools"),
         ({"tools": [{"type": []}]}, "tools"),
@@ -184,13 +182,12 @@ def test_read__field_whose_cost_cannot_be_bounded_or_priced__is_refused_by_name(
         [None],
         [{}],
         [{"type": []}],
-        [{"type": "image_url", "image_url": {"url": "data:"}}],
         [{"type": "input_audio"}],
-        [{"type": "file", "file": {"file_id": "f"}}],
-        [{"type": "text", "text": "a"}, {"type": "image_url"}],
+        [{"type": "text", "text": "a"}, {"type": "video_url"}],
+        [{"type": "image_url", "image_url": {"url": 5}}],
     ],
 )
-def test_read__content_that_is_not_text__is_refused_by_its_place(content):
+def test_read__content_that_is_not_priced__is_refused_by_its_place(content):
     messages = [*MESSAGES, {"role": "user", "content": content}]
     assert refusal(body(messages=messages)) == "messages[1].content"
 
@@ -206,7 +203,7 @@ def test_read__files_that_the_request_only_names__are_refused():
 
 
 def test_read__template_told_not_to_think__is_read():
-    assert chat.read(body(chat_template_kwargs={"enable_thinking": False})).model == "small"
+    assert CHAT.read(body(chat_template_kwargs={"enable_thinking": False})).models == ("small",)
 
 
 JSON = st.recursive(
@@ -230,11 +227,11 @@ NAMES = st.sampled_from(
 def test_read__whatever_the_fields__is_read_or_refused_by_name(fields, complete):
     data = json.dumps({"model": "m", "messages": MESSAGES, **fields} if complete else fields).encode()
     try:
-        request = chat.read(data)
+        request = CHAT.read(data)
     except InvalidRequest:
         return
     wanted = request.bound(model())
-    sent = json.loads(request.upstream_body(model(), wanted.output_tokens))
+    sent = json.loads(CHAT.upstream_body(request, model(), wanted.output_tokens))
     assert sent["max_tokens"] == wanted.output_tokens // request.choices >= 1
 
 
@@ -246,7 +243,7 @@ def test_read__any_text__its_bytes_and_the_templates_tokens_are_within_the_bound
     tools = [{"type": "function", "function": {"name": name}} for name in names]
     data = body(messages=[{"role": "user", "content": text} for text in texts], tools=tools)
     content = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-    most = chat.read(data).input_tokens
+    most = CHAT.read(data).text_tokens
     assert most >= content + 16 * len(texts)
     assert most >= len(data)
 
@@ -263,14 +260,14 @@ def longest_json(value):
 def test_read__whatever_a_template_renders__its_longest_json_is_within_the_bound(value):
     tools = [{"type": "function", "function": {"name": "f", "parameters": value}}]
     calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": value}}]
-    plain = chat.read(body()).input_tokens
+    plain = CHAT.read(body()).text_tokens
     for fields, rendered in (
         ({"tools": tools}, tools),
         ({"functions": [value]}, [value]),
         ({"response_format": {"json_schema": value}}, {"json_schema": value}),
         ({"messages": [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": calls}]}, calls),
     ):
-        assert chat.read(body(**fields)).input_tokens >= plain + len(longest_json(rendered))
+        assert CHAT.read(body(**fields)).text_tokens >= plain + len(longest_json(rendered))
 
 
 @pytest.mark.parametrize(
@@ -279,48 +276,89 @@ def test_read__whatever_a_template_renders__its_longest_json_is_within_the_bound
 def test_read__text_that_normalisation_lengthens__is_within_the_bound(text, form):
     message = {"role": "user", "content": 1000 * text}
     data = json.dumps({"model": "m", "messages": [message]}, ensure_ascii=False).encode()
-    assert chat.read(data).input_tokens >= len(unicodedata.normalize(form, message["content"]).encode())
+    assert CHAT.read(data).text_tokens >= len(unicodedata.normalize(form, message["content"]).encode())
 
 
 def test_bound__limit_set__is_held_whole_for_every_choice():
-    bound = chat.read(body(max_tokens=10, n=3)).bound(model())
+    bound = CHAT.read(body(max_tokens=10, n=3)).bound(model())
     assert (bound.output_tokens, bound.least_output_tokens) == (30, 30)
 
 
 def test_bound__no_limit__the_models_default_down_to_a_few_tokens():
-    bound = chat.read(body(n=2)).bound(model(default=100))
+    bound = CHAT.read(body(n=2)).bound(model(default=100))
     assert (bound.output_tokens, bound.least_output_tokens) == (200, 32)
-    bound = chat.read(body()).bound(model(default=5))
+    bound = CHAT.read(body()).bound(model(default=5))
     assert (bound.output_tokens, bound.least_output_tokens) == (5, 5)
 
 
 def test_bound__more_choices_than_the_upstream_meters__is_refused():
     with pytest.raises(InvalidRequest, match="at most 1"):
-        chat.read(body(n=2)).bound(model(most_choices=1))
-    assert chat.read(body(n=1)).bound(model(most_choices=1))
+        CHAT.read(body(n=2)).bound(model(most_choices=1))
+    assert CHAT.read(body(n=1)).bound(model(most_choices=1))
 
 
 @given(st.integers(1, 5), st.none() | st.integers(1, 50), st.integers(1, 100), st.data())
 def test_bound__whatever_the_call_uses_within_it__costs_no_more_than_is_held(choices, limit, default, data):
     fields = {} if limit is None else {"max_tokens": limit}
-    request = chat.read(body(n=choices, **fields))
+    request = CHAT.read(body(n=choices, **fields))
     its = model(default=default, tariff=card(inputs="3", outputs="7", cached="2"))
     bound = request.bound(its)
     tokens = bound.affordable_output_tokens(data.draw(st.integers(0, 2 * bound.amount(bound.output_tokens))))
     if tokens is None:
         return
-    per_choice = json.loads(request.upstream_body(its, tokens))["max_tokens"]
+    per_choice = json.loads(CHAT.upstream_body(request, its, tokens))["max_tokens"]
     assert per_choice >= 1
     assert limit is None or per_choice == limit
-    most = Usage(input_tokens=request.input_tokens, output_tokens=per_choice * choices)
+    most = Usage(input_tokens=request.text_tokens, output_tokens=per_choice * choices)
     assert prices.amount(most, its.card) <= bound.amount(tokens)
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
+FILE = {"type": "file", "file": {"file_id": "f"}}
+
+
+def asking(*parts):
+    return CHAT.read(body(messages=[{"role": "user", "content": list(parts)}], max_tokens=1))
+
+
+def input_of(request, **of_model):
+    """Tokens of input that are held for."""
+    return held_tokens(request, model(tariff=card(inputs="1", outputs="0"), **of_model))
+
+
+def test_bound__images__by_their_number_and_not_by_their_bytes():
+    one = input_of(asking(IMAGE), image_tokens=1000)
+    assert 1000 < one < 2000
+    assert input_of(asking(IMAGE, IMAGE), image_tokens=1000) - one > 1000
+
+
+def test_bound__image_at_an_address__is_held_like_one_in_the_request():
+    far = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    assert input_of(asking(far), image_tokens=1000) > 1000
+
+
+def test_bound__images_for_a_model_of_unknown_ones__are_refused():
+    with pytest.raises(InvalidRequest, match="image_tokens"):
+        asking(IMAGE).bound(model())
+
+
+def test_bound__what_is_not_in_the_request__is_held_at_the_models_context():
+    assert input_of(asking(FILE), context_tokens=128_000) == 128_000
+    with pytest.raises(InvalidRequest, match="context_tokens"):
+        asking(FILE).bound(model())
+
+
+def test_read__several_models__are_tried_in_their_order_and_the_upstream_sees_one():
+    request = CHAT.read(body(model=None, models=["a", "b"]))
+    assert request.models == ("a", "b")
+    assert "models" not in json.loads(CHAT.upstream_body(request, model(), 10))
 
 
 # ── What the upstream gets ───────────────────────────────────────────────────────────────────────────
 
 
 def sent(fields, output_tokens=10, **of_model):
-    return json.loads(chat.read(body(**fields)).upstream_body(model(**of_model), output_tokens))
+    return json.loads(CHAT.upstream_body(CHAT.read(body(**fields)), model(**of_model), output_tokens))
 
 
 def test_upstream_body__plain__its_own_name_for_the_model_and_the_limit():

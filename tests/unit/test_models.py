@@ -1,9 +1,10 @@
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
 
-from waterfall.errors import ModelNotFound, ModelNotPriced
-from waterfall.gateway.config import GatewaySettings, ModelSettings, UpstreamSettings
+from waterfall.errors import InvalidRequest, ModelNotFound, ModelNotPriced
+from waterfall.gateway.config import GatewaySettings, ModelSettings, Tariffs, UpstreamSettings
 from waterfall.gateway.models import Models
 from waterfall.gateway.upstreams import Upstream
 from waterfall.receipts import price_id
@@ -57,7 +58,7 @@ def test_models__output_cap__the_models_else_the_gateways():
 def test_models__no_price_known__is_refused_and_never_free():
     found = models(**{"no-such-model": {}, "house": PRICED})
     assert found.unpriced == ["no-such-model"]
-    assert [model.name for model in found] == ["house"]
+    assert [model.name for model in found.all()] == ["house"]
     with pytest.raises(ModelNotPriced, match="no-such-model"):
         found.find("no-such-model")
 
@@ -71,3 +72,111 @@ def test_models__unknown_name__is_not_found_and_cut_short():
 def test_models__name_in_another_case__is_another_model():
     with pytest.raises(ModelNotFound):
         models(house=PRICED).find("House")
+
+
+# ── Tariffs ──────────────────────────────────────────────────────────────────────────────────────────
+
+ACCOUNT, OTHER = "0x" + "11" * 32, "0x" + "22" * 32
+TARIFFS = Tariffs.model_validate(
+    {
+        "platform": {"percent": "20", "models": {"dear": {"percent": "50", "least_usd_per_call": "0.01"}}},
+        "plans": {"pro": {"percent": "0", "usd_per_call": "0.001"}},
+        "accounts": {
+            ACCOUNT: {"plan": "pro"},
+            OTHER: {
+                "tariff": {
+                    "models": {
+                        "house": {"input_usd_per_mtok": "9", "output_usd_per_mtok": "9", "percent": "-10"}
+                    }
+                }
+            },
+        },
+    }
+)
+
+
+def marked_up():
+    settings = {name: ModelSettings(upstream="local", **PRICED) for name in ("house", "dear")}
+    return Models(settings, UPSTREAMS, GatewaySettings(), TARIFFS)
+
+
+def test_tariff__platforms__is_everybodys():
+    model = marked_up().find("house")
+    assert model.card.rates[0].input_usd_per_mtok == Decimal("0.18")
+    assert model.vendor_card.rates[0].input_usd_per_mtok == Decimal("0.15")
+    assert model.price_id == price_id(model.card)
+
+
+def test_tariff__of_one_model__takes_the_place_of_the_rest():
+    card = marked_up().find("dear").card
+    assert (card.rates[0].input_usd_per_mtok, card.least_usd_per_call) == (Decimal("0.225"), Decimal("0.01"))
+
+
+def test_tariff__plan_of_an_account__takes_the_place_of_the_platforms():
+    card = marked_up().find("house", ACCOUNT).card
+    assert (card.rates[0].input_usd_per_mtok, card.usd_per_call) == (Decimal("0.15"), Decimal("0.001"))
+
+
+def test_tariff__account_of_its_own_prices__pays_those_and_costs_the_vendors():
+    model = marked_up().find("house", OTHER)
+    assert model.card.rates[0].input_usd_per_mtok == Decimal("8.1")
+    assert model.vendor_card.rates[0].input_usd_per_mtok == Decimal("0.15")
+    assert marked_up().find("dear", OTHER).card == marked_up().find("dear", OTHER).vendor_card
+
+
+def test_tariff__same_prices__same_price_id():
+    found = marked_up()
+    assert found.find("house", "0x" + "33" * 32) is found.find("house")
+    assert found.find("house", ACCOUNT).price_id != found.find("house").price_id
+
+
+# ── Times ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_models__prices_from_a_time_on__apply_from_then_without_a_restart():
+    now = [datetime(2026, 12, 31, 23, 59, tzinfo=UTC)]
+    later = {"starts_at": "2027-01-01T00:00:00Z", "input_usd_per_mtok": "1", "output_usd_per_mtok": "2"}
+    settings = {"house": ModelSettings.model_validate({"upstream": "local", **PRICED, "later": [later]})}
+    found = Models(settings, UPSTREAMS, GatewaySettings(), now=lambda: now[0])
+    assert found.find("house").card.rates[0].input_usd_per_mtok == Decimal("0.15")
+    now[0] = datetime(2027, 1, 1, tzinfo=UTC)
+    assert found.find("house").card.rates[0].input_usd_per_mtok == 1
+
+
+def test_models__published_price_that_changes__applies_from_its_day():
+    now = [datetime(2025, 6, 9, 23, 59, tzinfo=UTC)]
+    settings = {"o3": ModelSettings(upstream="local", provider="openai")}
+    found = Models(settings, UPSTREAMS, GatewaySettings(), now=lambda: now[0])
+    assert found.find("o3").card.rates[0].input_usd_per_mtok == 10
+    now[0] = datetime(2025, 6, 10, tzinfo=UTC)
+    assert found.find("o3").card.rates[0].input_usd_per_mtok == 2
+
+
+# ── Surfaces ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_serving__surface_that_the_upstream_has__is_the_model():
+    assert models(house=PRICED).serving("house", "responses").name == "house"
+
+
+def test_serving__surface_that_the_upstream_lacks__is_refused():
+    with pytest.raises(InvalidRequest, match="not served as messages, but as chat, responses, embeddings"):
+        models(house=PRICED).serving("house", "messages")
+
+
+def test_serving__model_without_output__is_for_embeddings_only():
+    found = models(e={"model": "text-embedding-3-small", "provider": "openai"})
+    assert found.serving("e", "embeddings").name == "e"
+    with pytest.raises(InvalidRequest, match="not served as chat, but as embeddings"):
+        found.serving("e", "chat")
+
+
+def test_models__known_provider__its_context_and_images_are_known():
+    found = models(
+        house={"model": "gpt-4o-mini", "provider": "openai"},
+        mine={**PRICED, "context_tokens": 8000, "image_tokens": 7},
+        bare=PRICED,
+    )
+    assert (found.find("house").context_tokens, found.find("house").image_tokens) == (128_000, 50_000)
+    assert (found.find("mine").context_tokens, found.find("mine").image_tokens) == (8000, 7)
+    assert (found.find("bare").context_tokens, found.find("bare").image_tokens) == (None, None)

@@ -20,8 +20,9 @@ from waterfall.errors import (
     UpstreamUnavailable,
     WaterfallError,
 )
-from waterfall.gateway.render import charge_headers, error_body, error_response, hold_headers
+from waterfall.gateway.render import charge_facts, charge_headers, error_body, error_response, hold_headers
 from waterfall.ledger.books import Hold
+from waterfall.ledger.journal import Captured
 
 FACTS = {"required": "1.00", "available": "0.50", "held": "0.25", "account": ACCOUNT}
 
@@ -81,7 +82,7 @@ def test_error_body__a_fact_named_like_ours__never_replaces_code_or_message():
     ids=lambda value: getattr(value, "code", None),
 )
 def test_error_response__any_error__says_when_sending_again_is_wrong(error, status, again, after):
-    response = error_response(error)
+    response = error_response(error, error_body(error))
     assert response.status_code == status
     assert response.headers.get("x-should-retry") == again
     assert response.headers.get("retry-after") == after
@@ -90,11 +91,18 @@ def test_error_response__any_error__says_when_sending_again_is_wrong(error, stat
 
 def test_headers__money__is_exact_text():
     held = Hold(1, 2, "ab" * 16, ACCOUNT, 5, 0)
-    assert hold_headers(held) == {
+    assert hold_headers(held, "m\u00fc ll") == {
         "X-Waterfall-Receipt-Id": "ab" * 16,
         "X-Waterfall-Hold": "0.000000000005",
+        "X-Waterfall-Model": "m%C3%BC%20ll",
     }
-    assert charge_headers(1, -(10**12)) == {
+    captured = Captured(1, "ab" * 16, 1, -(10**12))
+    assert charge_headers(captured) == {
         "X-Waterfall-Cost": "0.000000000001",
         "X-Waterfall-Balance": "-1.00",
+    }
+    assert charge_facts(captured) == {
+        "receipt_id": "ab" * 16,
+        "cost": "0.000000000001",
+        "balance": "-1.00",
     }

@@ -189,7 +189,7 @@ def test_settings__with_every_secret_set__hold_none(monkeypatch, tmp_path):
             "upstreams": {"u": {"kind": "openai", "base_url": "http://u/v1", "api_key_env": "UP"}},
         }
     )
-    assert settings.upstreams["u"].api_key == UPSTREAM_KEY
+    assert settings.upstreams["u"].api_key() == UPSTREAM_KEY
     assert settings.keys.password() == PASSWORD
     shown = f"{settings} {settings!r} {settings.model_dump()} {settings.model_dump_json()} {vars(settings)}"
     assert not leaks(shown + str(pickle.dumps(settings)))

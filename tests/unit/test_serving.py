@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -9,13 +10,15 @@ from types import SimpleNamespace
 import pytest
 from making import ACCOUNT, FUNDED, METER, card
 
-from waterfall.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
-from waterfall.gateway import chat, completions
+from waterfall.errors import UpstreamInvalid, UpstreamRefused, UpstreamTimeout, UpstreamUnavailable
+from waterfall.gateway import serving as serving_
 from waterfall.gateway.calls import Calls
-from waterfall.gateway.completions import Serving
+from waterfall.gateway.serving import Serving, refused
+from waterfall.gateway.surfaces.chat import Chat
 from waterfall.ledger.journal import Caller
 from waterfall.receipts import bytes_hash, check_signature, price_id
 
+CHAT = Chat()
 TARIFF = card("small", "1", "2")
 USAGE = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
 COST = (12 + 6) * 10**6
@@ -117,15 +120,30 @@ def serve(calls):
             upstream=upstream,
             upstream_model="provider/small",
             card=TARIFF,
+            vendor_card=TARIFF,
             price_id=price_id(TARIFF),
             default_max_output_tokens=100,
         )
         messages = [{"role": "user", "content": "Hi"}]
-        request = chat.read(json.dumps({"model": "small", "messages": messages, **fields}).encode())
-        held = await calls.hold(Caller(ACCOUNT, None), model, request.bound(model))
-        return Serving(calls, request, model, held), held
+        request = CHAT.read(json.dumps({"model": "small", "messages": messages, **fields}).encode())
+        held = await calls.hold(Caller(ACCOUNT, None), "chat", model, request.bound(model))
+        return Serving(calls, CHAT, request, model, held, {}), held
 
     return serve
+
+
+async def answered(serving, *, stream=False):
+    """What the caller gets, refusals too."""
+    try:
+        return await (serving.streamed() if stream else serving.whole())
+    except UpstreamRefused as refusal:
+        return refused(CHAT, refusal)
+
+
+def told(body):
+    """A stream without what is told of its cost, and what that is."""
+    comments = re.findall(rb": waterfall (.*)\n\n", body)
+    return re.sub(rb": waterfall .*\n\n", b"", body), [json.loads(comment) for comment in comments]
 
 
 async def ended(calls, desk, held):
@@ -171,7 +189,7 @@ async def test_whole__upstream_refuses__costs_nothing_and_is_free_where_it_canno
     calls, desk, serve, upstream, status, state
 ):
     serving, held = await serve(upstream)
-    response = await serving.whole()
+    response = await answered(serving)
     assert response.status_code == status
     assert response.headers["retry-after"] == "7"
     assert b"sk-secret" not in response.body
@@ -233,10 +251,28 @@ async def streamed(serve, upstream, client, **options):
 async def test_stream__whole__bytes_untouched_and_the_usage_hidden(calls, desk, serve):
     client, upstream = Client(), Upstream(chunks=STREAM)
     held = await streamed(serve, upstream, client)
-    assert client.body == b"".join(STREAM[:3] + STREAM[4:])
+    body, facts = told(client.body)
+    assert body == b"".join(STREAM[:3] + STREAM[4:])
+    assert facts == [{"receipt_id": held.receipt_id, "cost": "0.000018", "balance": "9.999982"}]
     assert upstream.body["stream_options"] == {"include_usage": True}
     call = await ended(calls, desk, held)
     assert (call.receipt.receipt.amount, call.receipt.receipt.complete) == (COST, True)
+    assert call.receipt.receipt.response_hash == bytes_hash(b"".join(STREAM))
+
+
+async def test_stream__usage_asked_for__carries_the_cost_and_changes_no_other_byte(calls, desk, serve):
+    client = Client()
+    held = await streamed(serve, Upstream(chunks=STREAM), client, stream_options={"include_usage": True})
+    body, (facts,) = told(client.body)
+    assert body == b"".join(
+        [
+            *STREAM[:3],
+            STREAM[3][:-3] + b',"waterfall":' + json.dumps(facts).replace(" ", "").encode() + b"}\n\n",
+            DONE,
+        ]
+    )
+    assert json.loads(body.split(b"data: ")[-2])["waterfall"] == facts
+    call = await ended(calls, desk, held)
     assert call.receipt.receipt.response_hash == bytes_hash(b"".join(STREAM))
 
 
@@ -262,7 +298,9 @@ async def test_stream__pieces__leave_at_once_and_the_end_only_once_the_charge_is
         gate.set_result(None)
     await reading
     assert [state for _, state in states[:3]] == ["held"] * 3
-    assert states[3] == (DONE, "queued")
+    assert states[3][0].startswith(b": waterfall ")
+    assert states[4] == (DONE, "queued")
+    assert states[3][1] == "queued"
 
 
 @pytest.mark.parametrize("most", range(6))
@@ -302,7 +340,7 @@ async def test_stream__cut_before_its_first_piece__is_lost_and_told(calls, desk,
 async def test_stream__client_takes_nothing__is_read_to_its_end_and_charged_in_full(
     calls, desk, serve, monkeypatch, most
 ):
-    monkeypatch.setattr(completions, "_MAX_WAITING_BYTES", most)
+    monkeypatch.setattr(serving_, "_MAX_WAITING_BYTES", most)
     came_back = asyncio.Event()
 
     async def take_nothing(_):
@@ -330,11 +368,11 @@ async def test_stream__client_that_reads_slowly__loses_nothing(calls, desk, serv
     client = Client(on_bytes=slowly)
     held = await streamed(serve, Upstream(chunks=many), client)
     await ended(calls, desk, held)
-    assert client.body == b"".join(many[:-2] + many[-1:])
+    assert told(client.body)[0] == b"".join(many[:-2] + many[-1:])
 
 
 async def test_stream__client_that_keeps_up__gets_more_than_may_wait_for_one(calls, desk, serve, monkeypatch):
-    monkeypatch.setattr(completions, "_MAX_WAITING_BYTES", 2 * len(b"".join(STREAM)))
+    monkeypatch.setattr(serving_, "_MAX_WAITING_BYTES", 2 * len(b"".join(STREAM)))
     turns = [asyncio.get_running_loop().create_future() for _ in range(40)]
     chunks = [part for turn in turns for part in (piece("x"), turn)] + STREAM
     waiting = iter(turns)
@@ -363,7 +401,7 @@ async def test_stream__upstream_refuses__is_answered_as_an_error_and_costs_nothi
     calls, desk, serve, upstream, state
 ):
     serving, held = await serve(upstream, stream=True)
-    response = await serving.streamed()
+    response = await answered(serving, stream=True)
     assert response.status_code >= 400
     assert (await ended(calls, desk, held)).settlement.state == state
 
@@ -385,7 +423,7 @@ async def test_stream__whole_answer_instead_of_events__is_lost_and_an_error(call
 
 
 async def test_whole__endless_answer__is_not_read_to_its_end(calls, desk, serve, monkeypatch):
-    monkeypatch.setattr(completions, "_MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr(serving_, "_MAX_ANSWER_BYTES", 1000)
     upstream = Upstream(chunks=[b"x" * 100] * 1000)
     serving, held = await serve(upstream)
     with pytest.raises(UpstreamInvalid, match="larger than 1000 bytes"):

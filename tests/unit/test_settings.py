@@ -278,10 +278,73 @@ def test_upstream_key__named_in_the_settings__comes_from_the_environment(write, 
     text = WHOLE.replace('kind = "openai"', 'kind = "openai"\napi_key_env = "SOME_API_KEY"')
     upstream = load(write(text)).upstreams["local"]
     monkeypatch.setenv("SOME_API_KEY", "sk-1")
-    assert upstream.api_key == "sk-1"
+    assert upstream.api_key() == "sk-1"
     monkeypatch.delenv("SOME_API_KEY")
-    assert upstream.api_key is None
+    assert upstream.api_key() is None
     assert "sk-1" not in repr(upstream)
+
+
+def test_upstream_key__in_a_file__comes_from_it(write, tmp_path):
+    file = tmp_path / "key"
+    text = WHOLE.replace('kind = "openai"', f'kind = "anthropic"\napi_key_file = "{file}"')
+    upstream = load(write(text)).upstreams["local"]
+    with pytest.raises(SettingsError, match="cannot be read: No such file"):
+        upstream.api_key()
+    file.write_text("sk-2\n")
+    assert upstream.api_key() == "sk-2"
+    assert upstream.serves == ("messages",)
+
+
+def test_upstream_key__in_two_places__is_refused(write):
+    text = WHOLE.replace('kind = "openai"', 'kind = "openai"\napi_key_env = "A"\napi_key_file = "b"')
+    with pytest.raises(SettingsError, match="give one of them"):
+        load(write(text))
+
+
+ACCOUNT = "0x" + "11" * 32
+
+
+def test_tariffs__platform_plan_and_account__are_read(write):
+    text = f"""
+[markup]
+percent = "20"
+[markup.models.house-model]
+percent = "30"
+least_usd_per_call = "0.0001"
+[plans.pro]
+percent = "10"
+[accounts."{ACCOUNT}"]
+plan = "pro"
+"""
+    tariffs = load(write(WHOLE + text)).tariffs
+    assert tariffs.of(None)[1].of("house-model")[1].percent == 30
+    assert tariffs.of(ACCOUNT)[1].of("house-model")[1].percent == 10
+    assert load(write(WHOLE)).tariffs.of(ACCOUNT)[1].percent == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[markup]\npercent = 20", "markup.percent"),
+        ('[markup]\npercent = "-101"', "markup.percent"),
+        ('[markup]\npercent = "0.00001"', "markup.percent"),
+        ("[markup]\nusd_per_call = 1", "markup.usd_per_call"),
+        ('[markup.models.other]\npercent = "1"', 'markup.models."other"'),
+        ('[plans.pro.models.other]\npercent = "1"', 'plans.pro.models."other"'),
+        ('[accounts.me]\nplan = "pro"', "accounts.me"),
+        (f'[accounts."{ACCOUNT}"]\nplan = "gold"', f'accounts."{ACCOUNT}".plan'),
+        (f'[accounts."{ACCOUNT}"]', f"accounts.{ACCOUNT}"),
+        (
+            '[[models.house-model.later]]\nstarts_at = 2027-01-01T00:00:00\ninput_usd_per_mtok = "1"\noutput_usd_per_mtok = "1"',
+            "models.house-model.later.0",
+        ),
+        ("[[models.house-model.later]]\nstarts_at = 2027-01-01T00:00:00Z", "models.house-model.later.0"),
+    ],
+)
+def test_tariffs__mistake__names_the_key(write, text, key):
+    with pytest.raises(SettingsError) as refusal:
+        load(write(f"{WHOLE}\n{text}\n"))
+    assert f": {key}" in refusal.value.message
 
 
 def test_retention__left_out__keeps_everything(write):

@@ -16,7 +16,6 @@ from waterfall.types import (
     Policy,
     Price,
     RateCard,
-    Rates,
     SignedReceipt,
     Usage,
     UsageReceipt,
@@ -120,15 +119,7 @@ def test_usage__missing_output__is_never_taken_for_zero():
 
 @pytest.mark.parametrize("steps", [(), (1,), (0, 0), (0, 2, 1)])
 def test_rate_card__steps_that_do_not_ascend_from_zero__is_refused(steps):
-    rates = [
-        Rates(
-            above_input_tokens=step,
-            input_usd_per_mtok=Decimal(1),
-            cached_input_usd_per_mtok=Decimal(1),
-            output_usd_per_mtok=Decimal(1),
-        )
-        for step in steps
-    ]
+    rates = [card().rates[0].model_copy(update={"above_input_tokens": step}) for step in steps]
     with pytest.raises(ValidationError):
         RateCard(model="m", source="s", rates=rates)
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waterfall.metering.usage import UsageUnreadable, from_openai_chat
+from waterfall.metering.usage import UsageUnreadable, read
 from waterfall.types import Usage
 
 # What providers with OpenAI's interface really send.
@@ -53,54 +53,55 @@ NULLS = {
     ],
     ids=["openai", "llama.cpp", "llama.cpp cached", "vllm", "xai", "nulls"],
 )
-def test_from_openai_chat__golden_answer__usage(reported, usage):
-    assert from_openai_chat(reported) == usage
+def test_read_chat__golden_answer__usage(reported, usage):
+    assert read("chat", reported) == usage
 
 
-def test_from_openai_chat__cached_tokens__are_part_of_the_input():
-    usage = from_openai_chat(OPENAI)
+def test_read_chat__cached_tokens__are_part_of_the_input():
+    usage = read("chat", OPENAI)
     assert usage.input_tokens == OPENAI["prompt_tokens"]
 
 
 @given(st.integers(0, 2**40), st.integers(0, 2**40), st.data())
-def test_from_openai_chat__any_counts__are_taken_as_they_are(prompt, completion, data):
+def test_read_chat__any_counts__are_taken_as_they_are(prompt, completion, data):
     cached, reasoning = data.draw(st.integers(0, prompt)), data.draw(st.integers(0, completion))
-    usage = from_openai_chat(
+    usage = read(
+        "chat",
         {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "prompt_tokens_details": {"cached_tokens": cached},
             "completion_tokens_details": {"reasoning_tokens": reasoning},
-        }
+        },
     )
     assert (usage.input_tokens, usage.cached_input_tokens) == (prompt, cached)
     assert (usage.output_tokens, usage.reasoning_tokens) == (completion, reasoning)
 
 
-def test_from_openai_chat__explicit_zero__stays_zero():
-    usage = from_openai_chat({"prompt_tokens": 5, "completion_tokens": 0})
+def test_read_chat__explicit_zero__stays_zero():
+    usage = read("chat", {"prompt_tokens": 5, "completion_tokens": 0})
     assert usage.output_tokens == 0
 
 
 @pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens"])
-def test_from_openai_chat__missing_count__is_never_zero(name):
+def test_read_chat__missing_count__is_never_zero(name):
     reported = {**LLAMA_CPP}
     del reported[name]
     with pytest.raises(UsageUnreadable, match=f"{name} is missing"):
-        from_openai_chat(reported)
+        read("chat", reported)
 
 
 @pytest.mark.parametrize("reported", [None, [], "usage", 1])
-def test_from_openai_chat__no_object__is_missing(reported):
+def test_read_chat__no_object__is_missing(reported):
     with pytest.raises(UsageUnreadable, match="it is missing"):
-        from_openai_chat(reported)
+        read("chat", reported)
 
 
 @pytest.mark.parametrize("count", [None, "12", 1.5, 12.0, -1, True, 2**63, {}])
 @pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens"])
-def test_from_openai_chat__count_that_is_not_one__is_refused(name, count):
+def test_read_chat__count_that_is_not_one__is_refused(name, count):
     with pytest.raises(UsageUnreadable):
-        from_openai_chat({**LLAMA_CPP, name: count})
+        read("chat", {**LLAMA_CPP, name: count})
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,6 @@ def test_from_openai_chat__count_that_is_not_one__is_refused(name, count):
         {"prompt_tokens_details": {"cached_tokens": False}},
     ],
 )
-def test_from_openai_chat__contradiction__is_refused(contradiction):
+def test_read_chat__contradiction__is_refused(contradiction):
     with pytest.raises(UsageUnreadable):
-        from_openai_chat({**LLAMA_CPP, **contradiction})
+        read("chat", {**LLAMA_CPP, **contradiction})

@@ -100,8 +100,8 @@ def test_check_amount__no_rate_card__is_what_the_platform_stated():
     assert "stated by the platform" in check_amount(receipt(tariff=None, usage=None))
 
 
-def test_check_amount__more_cached_than_input_tokens__fails():
-    with pytest.raises(VerificationFailed, match="more cached than input"):
+def test_check_amount__counts_that_are_not_what_was_metered__fails():
+    with pytest.raises(VerificationFailed, match="cached_input_tokens are 11, and 10 were metered"):
         check_amount(receipt(usage=None, cached_input_tokens=11))
 
 
@@ -169,6 +169,7 @@ def shown(signed, **changed):
         **dict.fromkeys(("created_at", "captured_at", "settled_at"), 1),
         **dict.fromkeys(("held", "cost"), "0.00002"),
         "excess": "0.00",
+        "surface": "chat",
         "id": signed.id,
         "status": "settled",
         "reason": None,

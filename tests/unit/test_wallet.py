@@ -6,6 +6,7 @@ from making import ACCOUNT, BLOCK_TIME, card
 from waterfall.errors import FundsHeld, InsufficientFunds, LimitExceeded, PaymentRequired, PolicyExpired
 from waterfall.ledger.wallet import Wallet, authorise
 from waterfall.metering import prices
+from waterfall.metering.prices import Most
 from waterfall.money import format_usd
 from waterfall.types import Policy
 
@@ -69,7 +70,7 @@ def test_available__more_unsettled_than_there_is__never_negative():
 
 
 def test_authorise__wallet_affords_less__cuts_the_output_down_to_the_least():
-    bound = prices.bound(card(inputs="1", outputs="1"), 10, 100, 20)
+    bound = prices.bound(card(inputs="1", outputs="1"), Most(10), 100, 20)
     unit = 10**6
     assert authorise(wallet(110 * unit), bound, BLOCK_TIME, 0) == (100, 110 * unit)
     assert authorise(wallet(50 * unit), bound, BLOCK_TIME, 0) == (40, 50 * unit)
@@ -97,7 +98,7 @@ def test_authorise__limit_of_zero__refuses():
 
 
 def test_authorise__limit__cuts_the_output_too():
-    bound = prices.bound(card(inputs="0", outputs="1"), 10, 100, 1)
+    bound = prices.bound(card(inputs="0", outputs="1"), Most(10), 100, 1)
     policies = Policy(max_per_charge=50 * 10**6), Policy(max_per_charge=30 * 10**6)
     for order in (policies, policies[::-1]):
         assert authorise(wallet(10**12, *order), bound, BLOCK_TIME, 0) == (30, 30 * 10**6)
@@ -162,7 +163,7 @@ def test_authorise__policy_about_to_expire__is_expired_by_the_margin():
 
 # ── What a refusal tells ─────────────────────────────────────────────────────────────────────────────
 
-BOUND = prices.bound(card(inputs="1", outputs="1"), 10, 100, 20)
+BOUND = prices.bound(card(inputs="1", outputs="1"), Most(10), 100, 20)
 UNIT = 10**6
 REFUSALS = {
     "insufficient": (wallet(29 * UNIT, unsettled=UNIT), InsufficientFunds, {}),
@@ -238,7 +239,7 @@ WALLETS = st.builds(
 
 @given(WALLETS, st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000))
 def test_authorise__any_wallet__never_beyond_balance_or_any_limit(wallet, input_tokens, most, least):
-    bound = prices.bound(card(inputs="3", outputs="5"), input_tokens, max(most, least), least)
+    bound = prices.bound(card(inputs="3", outputs="5"), Most(input_tokens), max(most, least), least)
     try:
         tokens, amount = authorise(wallet, bound, BLOCK_TIME, 0)
     except PaymentRequired:

@@ -2,16 +2,14 @@
 
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from waterfall.chain.events import TOPICS, Charged
 from waterfall.chain.vault import Vault
 from waterfall.errors import VerificationFailed
 from waterfall.metering.prices import amount
-from waterfall.metering.usage import UsageUnreadable, from_openai_chat
+from waterfall.metering.usage import UsageUnreadable, read
 from waterfall.money import format_usd
 from waterfall.receipts import check_signature
-from waterfall.types import SignedReceipt, Usage
+from waterfall.types import SignedReceipt
 
 _CHARGED_TOPIC = next(topic for topic, (event, _) in TOPICS.items() if event is Charged)
 
@@ -32,30 +30,10 @@ def check_amount(signed: SignedReceipt) -> str:
         VerificationFailed
     """
     receipt = signed.receipt
-    try:
-        stated = Usage(
-            input_tokens=receipt.input_tokens,
-            cached_input_tokens=receipt.cached_input_tokens,
-            output_tokens=receipt.output_tokens,
-            reasoning_tokens=receipt.reasoning_tokens,
-        )
-    except ValidationError as error:
-        raise VerificationFailed(reason=f"its token counts: {error.errors()[0]['msg']}") from None
-    had_usage = signed.usage is not None or signed.usage_removed
-    if receipt.complete != had_usage and signed.rate_card is not None:
-        raise VerificationFailed(reason="it is called complete without the provider's usage, or the reverse")
-    if signed.usage is not None:
-        try:
-            reported = from_openai_chat(signed.usage)
-        except UsageUnreadable as error:
-            raise VerificationFailed(reason=error.message) from None
-        if reported != stated:
-            raise VerificationFailed(
-                reason=f"its token counts are {stated}, the provider reported {reported}"
-            )
+    _check_counts(signed)
     if signed.rate_card is None:
         return f"amount {format_usd(receipt.amount)} USD, stated by the platform without usage"
-    price = amount(stated, signed.rate_card)
+    price = amount(signed.metered, signed.rate_card)
     if receipt.amount > price:
         raise VerificationFailed(
             reason=f"its amount is {format_usd(receipt.amount)} USD, usage and rate card make {format_usd(price)} USD"
@@ -66,6 +44,27 @@ def check_amount(signed: SignedReceipt) -> str:
     if receipt.amount < price:  # the hold caps what is charged, but no receipt says what was held
         return f"amount {format_usd(receipt.amount)} USD; note: less than the {format_usd(price)} USD that {counts} and rate card make"
     return f"amount {format_usd(price)} USD, recomputed from {counts} and rate card"
+
+
+def _check_counts(signed: SignedReceipt) -> None:
+    """See that the receipt, what was metered and what the provider reported are the same."""
+    receipt, metered = signed.receipt, signed.metered
+    for name in ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens"):
+        if getattr(receipt, name) != getattr(metered, name):
+            raise VerificationFailed(
+                reason=f"its {name} are {getattr(receipt, name)}, and {getattr(metered, name)} were metered"
+            )
+    had_usage = signed.usage is not None or signed.usage_removed
+    if receipt.complete != had_usage and signed.rate_card is not None:
+        raise VerificationFailed(reason="it is called complete without the provider's usage, or the reverse")
+    if signed.usage is None:
+        return
+    try:
+        reported = read(signed.surface or "chat", signed.usage)
+    except UsageUnreadable as error:
+        raise VerificationFailed(reason=error.message) from None
+    if reported != metered:
+        raise VerificationFailed(reason=f"its token counts are {metered}, the provider reported {reported}")
 
 
 async def verify(signed: SignedReceipt, vault: Vault, chain_id: int, *, from_block: int = 0) -> Proof:

@@ -196,7 +196,10 @@ async def _cancel(task: "asyncio.Future[Any]") -> None:
 
 
 def _with_model(settings: Settings, model: LocalModel) -> Settings:
-    upstreams = {"local": {"kind": "openai", "base_url": model.base_url, "max_choices": 1}}
+    served = ["chat", "responses", "messages"]
+    upstreams = {
+        "local": {"kind": "openai", "surfaces": served, "base_url": model.base_url, "max_choices": 1}
+    }
     models = {MODEL: {"upstream": "local", "max_output_tokens": 256, **_MODEL_PRICES}}
     return Settings.model_validate(
         {**settings.model_dump(exclude_unset=True), "upstreams": upstreams, "models": models}

@@ -173,7 +173,7 @@ async def _is_meter(vault: Vault, chain: ChainSettings, signer: Signer) -> bool:
 def _conceal(settings: Settings, chain: ChainSettings, secrets: Secrets) -> None:
     """Keep every secret out of the logs, and what a node's URL may carry beyond its host."""
     nodes = [urlsplit(url) for url in chain.rpc_urls()]
-    upstream_keys = (upstream.api_key for upstream in settings.upstreams.values())
+    upstream_keys = (upstream.api_key() for upstream in settings.upstreams.values())
     passwords = (url.password for url in (*nodes, urlsplit(settings.database_url())))
     logs.conceal(*secrets.spellings(), *filter(None, upstream_keys), *filter(None, passwords))
     for node in nodes:
@@ -283,6 +283,7 @@ async def _serve_calls(
         secrets.label_salt,
         watch,
         traces,
+        settings.tariffs,
     )
     server = Server(gateway.app, listener, int(settings.gateway.drain_seconds))
     stop = Stop()

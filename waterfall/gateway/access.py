@@ -42,7 +42,9 @@ def authenticate(keys: Keyring, request: Request) -> Access:
         InvalidApiKey, ApiKeyExpired
     """
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    key = keys.find(secret.strip()) if scheme.lower() == "bearer" else None
+    if scheme.lower() != "bearer":
+        secret = request.headers.get("x-api-key", "")  # as Anthropic's clients send it
+    key = keys.find(secret.strip())
     if key is None or key.revoked_at is not None:
         raise InvalidApiKey
     if key.expires_at is not None and key.expires_at <= now_ms():

@@ -1,5 +1,6 @@
 """The platform's own interface, under /api: accounts, keys, policies, statements, charges, receipts."""
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -8,10 +9,13 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from waterfall.errors import InvalidRequest, ReceiptNotFound
 from waterfall.gateway.access import Access, authenticate
 from waterfall.gateway.calls import Calls, Metered
-from waterfall.gateway.models import Models
+from waterfall.gateway.models import Model, Models
+from waterfall.gateway.surfaces import API_OF
 from waterfall.gateway.wire import (
     AccountView,
     CallStatus,
+    EstimateBody,
+    EstimateView,
     ForgottenView,
     KeyView,
     NewAccount,
@@ -33,7 +37,7 @@ from waterfall.ledger.journal import Caller
 from waterfall.ledger.store import Ledger
 from waterfall.ledger.views import CallRecord
 from waterfall.metering import prices
-from waterfall.metering.usage import UsageUnreadable, from_openai_chat
+from waterfall.metering.usage import UsageUnreadable, read
 from waterfall.receipts import bytes_hash, canonical_hash
 from waterfall.types import (
     ChargeId,
@@ -92,6 +96,8 @@ async def _platform(who: Anyone) -> Access:
 Platform = Annotated[Access, Depends(_platform)]
 
 router = APIRouter(prefix="/api", responses=errors(401))
+public = APIRouter(prefix="/api")
+"""Routes without a key."""
 
 
 async def _shown(here: Office, account: str) -> AccountView:
@@ -206,7 +212,7 @@ async def get_statement(
             )
             for line in lines
         ],
-        unsettled=[receipt_view(call) for call in unsettled],
+        unsettled=[receipt_view(call, to_platform=who.is_admin) for call in unsettled],
     )
 
 
@@ -218,16 +224,51 @@ async def make_charge(
     body_hash = bytes_hash(await request.body())
     receipt_id = await here.ledger.find_charge(idempotency_key=idempotency_key, body_hash=body_hash)
     if receipt_id is None:
-        usage, card, amount = _priced(body, here.models)
+        usage, model, amount = _priced(body, here.models)
         receipt_id = await here.calls.charge(
             Caller(body.account, who.key.id),
+            surface=None if model is None else body.surface,
             model=body.model or "",
-            card=card,
+            card=None if model is None else model.card,
             amount=amount,
             metered=Metered(usage, body.usage, body_hash, _NOTHING_SENT),
             idempotency_key=idempotency_key,
+            vendor_cost=None if model is None else prices.amount(usage, model.vendor_card),
         )
-    return receipt_view(await _receipt(here, receipt_id))
+    return receipt_view(await _receipt(here, receipt_id), to_platform=True)
+
+
+@public.get("/prices/{price_id}", responses=errors(400, 404), openapi_extra={"security": []})
+async def get_prices(here: Context, price_id: Hash32) -> RateCard:
+    """The rate card that a receipt's `price_id` is the hash of: public, so that anyone can recompute the amount."""
+    for model in here.models.all():
+        if model.price_id == price_id:
+            return model.card
+    return await here.ledger.read(lambda c: views.rate_card(c, price_id))
+
+
+@router.post("/estimate", responses=errors(400, 403, 404, 413))
+async def estimate(here: Context, who: Anyone, body: EstimateBody) -> list[EstimateView]:
+    """What a request may cost at most, of each of the models that may serve it. Nothing is sent and nothing is held."""
+    account = body.account or who.key.account
+    if account is not None:
+        who.require_account(account)
+    call = API_OF[body.surface].read(json.dumps(body.request, ensure_ascii=False).encode(errors="replace"))
+    shown = []
+    for name in call.models:
+        model = here.models.serving(name, body.surface, account)
+        bound = call.bound(model)
+        shown.append(
+            EstimateView(
+                model=name,
+                price_id=model.price_id,
+                prices=model.card,
+                maximum=bound.amount(bound.output_tokens),
+                least=bound.amount(bound.least_output_tokens),
+                max_output_tokens=bound.output_tokens,
+            )
+        )
+    return shown
 
 
 @router.get("/receipts/{receipt_id}", responses=errors(404))
@@ -236,7 +277,7 @@ async def get_receipt(here: Context, who: Anyone, receipt_id: str) -> ReceiptVie
     record = await _receipt(here, receipt_id[:_LONGEST_SHOWN])
     if not who.is_admin and record.account != who.key.account:
         raise ReceiptNotFound(receipt=receipt_id[:_LONGEST_SHOWN])
-    return receipt_view(record)
+    return receipt_view(record, to_platform=who.is_admin)
 
 
 @router.get("/calls", responses=errors(400, 403))
@@ -269,21 +310,21 @@ async def list_calls(
             limit=limit,
         )
     )
-    return [receipt_view(call) for call in found]
+    return [receipt_view(call, to_platform=who.is_admin) for call in found]
 
 
-def _priced(body: NewCharge, models: Models) -> tuple[Usage, RateCard | None, int]:
+def _priced(body: NewCharge, models: Models) -> tuple[Usage, Model | None, int]:
     if body.usage is None or body.model is None:
         return Usage(input_tokens=0, output_tokens=0), None, body.amount or 0
     try:
-        usage = from_openai_chat(body.usage)
+        usage = read(body.surface, body.usage)
         canonical_hash(body.usage)
     except UsageUnreadable as error:
         raise InvalidRequest(reason=f"usage: {error.details['reason']}.", param="usage") from None
     except (ValueError, OverflowError):  # Python reads NaN, 1e999 and half surrogates
         raise InvalidRequest(reason="usage: it has values that are not JSON.", param="usage") from None
-    card = models.find(body.model).card
-    amount = prices.amount(usage, card)
+    model = models.serving(body.model, body.surface, body.account)
+    amount = prices.amount(usage, model.card)
     if amount == 0:
         raise InvalidRequest(reason="This usage costs nothing: there is nothing to charge.", param="usage")
-    return usage, card, amount
+    return usage, model, amount

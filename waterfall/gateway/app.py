@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
@@ -15,15 +15,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from waterfall import __version__
 from waterfall.errors import BodyTooLarge, InvalidRequest, UnsupportedRoute, Unsure, WaterfallError
-from waterfall.gateway import admin, chat, wire
+from waterfall.gateway import admin, wire
 from waterfall.gateway.access import authenticate, payer
 from waterfall.gateway.calls import Calls
-from waterfall.gateway.chat import ChatRequest
-from waterfall.gateway.completions import Serving
-from waterfall.gateway.config import GatewaySettings, ModelSettings, UpstreamSettings
+from waterfall.gateway.config import GatewaySettings, ModelSettings, Tariffs, UpstreamSettings
 from waterfall.gateway.following import Following
 from waterfall.gateway.models import Models
-from waterfall.gateway.render import error_response, hold_headers
+from waterfall.gateway.render import error_body, error_response
+from waterfall.gateway.serving import ask_for_free, refused, serve
+from waterfall.gateway.surfaces import API_OF, APIS, bodies
+from waterfall.gateway.surfaces.api import Api, ModelCall
+from waterfall.gateway.terms import TERMS
 from waterfall.gateway.tracing import Tracing
 from waterfall.gateway.upstreams import Upstream
 from waterfall.gateway.watch import Health, Readiness, Watch
@@ -40,11 +42,14 @@ _NOT_JSON = "The body is not JSON."
 
 
 class ModelFacts(wire.Shown):
-    """A model as OpenAI's clients read it, with what it costs."""
+    """A model as OpenAI's and Anthropic's clients read it, with what it costs."""
 
     id: str
     object: Literal["model"] = "model"
+    type: Literal["model"] = "model"
     created: int = 0
+    created_at: str = "1970-01-01T00:00:00Z"
+    display_name: str
     owned_by: str
     """The upstream that serves it."""
     price_id: Hash32
@@ -57,6 +62,9 @@ class ModelList(wire.Shown):
 
     object: Literal["list"] = "list"
     data: list[ModelFacts]
+    has_more: bool = False
+    first_id: str | None
+    last_id: str | None
 
 
 class Gateway:
@@ -72,6 +80,7 @@ class Gateway:
         label_salt: bytes,
         watch: Watch,
         tracing: Tracing | None = None,
+        tariffs: Tariffs | None = None,
     ) -> None:
         """A gateway.
 
@@ -84,6 +93,7 @@ class Gateway:
             label_salt: keeps account labels unreadable on the chain.
             watch: looks at this service.
             tracing: takes traces.
+            tariffs: what the platform adds to prices.
         """
         self._settings = settings
         self._ledger = ledger
@@ -91,7 +101,7 @@ class Gateway:
         self._tracing = tracing or Tracing()
         self._drained_by: float | None = None
         self._upstreams = {name: Upstream(name, upstream) for name, upstream in upstreams.items()}
-        self.models = Models(models, self._upstreams, settings)
+        self.models = Models(models, self._upstreams, settings, tariffs)
         self.calls = Calls(
             ledger,
             meter,
@@ -115,13 +125,26 @@ class Gateway:
         app.add_exception_handler(RequestValidationError, _on_invalid_request)
         app.add_exception_handler(HTTPException, _on_http_exception)
         app.add_exception_handler(Exception, _on_failure)
+        for api in APIS:
+            app.add_api_route(
+                api.route,
+                self._model_call(api),
+                name=api.surface,
+                summary=api.__doc__,
+                methods=["POST"],
+                response_class=Response,
+                responses=_MODEL_ANSWERS
+                | wire.errors(400, 401, 402, 403, 404, 413, 502, 503, 504)
+                | _PASSED_ON,
+                openapi_extra=_of_a_call(api),
+            )
         app.add_api_route(
-            "/v1/chat/completions",
-            self._chat_completions,
+            "/v1/messages/count_tokens",
+            self._count_tokens,
             methods=["POST"],
             response_class=Response,
-            responses=_CHAT_ANSWERS | wire.errors(400, 401, 402, 403, 404, 413, 502, 503, 504) | _PASSED_ON,
-            openapi_extra=_CHAT_OPENAPI,
+            responses=_COUNTED | wire.errors(400, 401, 403, 404, 413, 502, 504) | _PASSED_ON,
+            openapi_extra=_of_a_call(API_OF["messages"]),
         )
         app.add_api_route("/v1/models", self._list_models, methods=["GET"], responses=wire.errors(401))
         app.add_api_route(
@@ -148,6 +171,7 @@ class Gateway:
             responses=_METRICS_ANSWER | wire.errors(401, 403),
         )
         app.include_router(admin.router)
+        app.include_router(admin.public)
         app.state.office = admin.Office(self._ledger, self.calls, self.models, label_salt)
         return app
 
@@ -156,7 +180,7 @@ class Gateway:
         for model in self.models.unpriced:
             log.warning("no price is known: calls are refused", model=model)
         for name, upstream in self._upstreams.items():
-            if upstream.settings.api_key_env and not upstream.settings.api_key:
+            if upstream.settings.api_key_env and not upstream.settings.api_key():
                 log.warning("called without a key", upstream=name, not_set=upstream.settings.api_key_env)
         leases = asyncio.create_task(self.calls.renew_leases())
         yield
@@ -187,34 +211,41 @@ class Gateway:
 
     # ── Routes ───────────────────────────────────────────────────────────────────────────────────────
 
-    async def _chat_completions(self, request: Request) -> Response:
-        """OpenAI's chat completions, billed to the key's account."""
-        with self._tracing.span("authenticate"):
-            caller = payer(self._ledger.keys, request)
-        wanted = await _read(await request.body())
-        model = self.models.find(wanted.model)
-        held = await self.calls.hold(caller, model, wanted.bound(model))
-        serving = Serving(self.calls, wanted, model, held)
-        try:
-            if wanted.stream:
-                response = await serving.streamed()
-            else:
-                response = await asyncio.shield(self.calls.start(serving.whole()))
-        except WaterfallError as error:
-            response = await self._on_waterfall_error(request, error)
-        response.headers.update(hold_headers(held))
-        return response
+    def _model_call(self, api: Api) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            with self._tracing.span("authenticate"):
+                caller = payer(self._ledger.keys, request)
+            call = await _read(api, await request.body())
+            models = [self.models.serving(name, api.surface, caller.account) for name in call.models]
+            return await serve(self.calls, api, call, models, caller, request.headers)
+
+        return answer
+
+    async def _count_tokens(self, request: Request) -> Response:
+        """How many tokens of input a message would be, by its provider's count; nobody is billed for that."""
+        caller, api = payer(self._ledger.keys, request), API_OF["messages"]
+        fields = bodies.parse(await request.body())
+        (name, *_) = bodies.models(fields)
+        model = self.models.serving(name, api.surface, caller.account)
+        return await ask_for_free(api, f"{api.upstream_path}/count_tokens", fields, model, request.headers)
 
     async def _list_models(self, request: Request) -> ModelList:
         """The models that may be called."""
-        authenticate(self._ledger.keys, request)
+        access = authenticate(self._ledger.keys, request)
+        models = list(self.models.all(access.key.account))
         return ModelList(
             data=[
                 ModelFacts(
-                    id=model.name, owned_by=model.upstream.name, price_id=model.price_id, prices=model.card
+                    id=model.name,
+                    display_name=model.name,
+                    owned_by=model.upstream.name,
+                    price_id=model.price_id,
+                    prices=model.card,
                 )
-                for model in self.models
-            ]
+                for model in models
+            ],
+            first_id=models[0].name if models else None,
+            last_id=models[-1].name if models else None,
         )
 
     async def _health(self, request: Request) -> Response:
@@ -235,7 +266,7 @@ class Gateway:
         assert isinstance(error, WaterfallError)  # noqa: S101 - what it is registered for
         if isinstance(error, Unsure):
             log.warning("refused", code=error.code, reason=error.message)
-        return error_response(error, to_platform=self._is_platform(request))
+        return _refusal(request.url.path, error, to_platform=self._is_platform(request))
 
     async def _metrics(self, request: Request) -> Response:
         """What this process counts and sees, for Prometheus: the platform's figures, so with its key."""
@@ -266,7 +297,7 @@ def _money_header(description: str) -> dict[str, Any]:
     return {"description": description, "schema": {"type": "string"}}
 
 
-_CHAT_ANSWERS: dict[int | str, dict[str, Any]] = {
+_MODEL_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The upstream's answer, untouched; with `stream`, its server-sent events.",
         "headers": {
@@ -279,6 +310,12 @@ _CHAT_ANSWERS: dict[int | str, dict[str, Any]] = {
             "application/json": {"schema": {"type": "object", "additionalProperties": True}},
             "text/event-stream": {"schema": {"type": "string"}},
         },
+    }
+}
+_COUNTED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The upstream's answer.",
+        "content": {"application/json": {"schema": {"type": "object", "additionalProperties": True}}},
     }
 }
 _METRICS_ANSWER: dict[int | str, dict[str, Any]] = {
@@ -301,44 +338,31 @@ _PASSED_ON: dict[int | str, dict[str, Any]] = {
         },
     }
 }
-_CHAT_OPENAPI = {
-    "parameters": [
-        {
-            "name": "X-Waterfall-Account",
-            "in": "header",
-            "required": False,
-            "description": "With a platform key: the account that pays.",
-            "schema": {"type": "string"},
-        }
-    ],
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["model", "messages"],
-                    "additionalProperties": True,
-                    "properties": {
-                        "model": {"type": "string"},
-                        "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
-                        "max_tokens": {"type": "integer", "minimum": 1, "maximum": chat.MAX_OUTPUT_TOKENS},
-                        "n": {"type": "integer", "minimum": 1, "maximum": chat.MAX_CHOICES},
-                        "stream": {"type": "boolean"},
-                    },
-                }
-            }
-        },
-    },
-}
 
 
-async def _read(body: bytes) -> ChatRequest:
+def _of_a_call(api: Api) -> dict[str, Any]:
+    """What OpenAPI says of a surface's requests."""
+    schema = {"type": "object", "additionalProperties": True, **api.request_schema}
+    return {
+        "parameters": TERMS,
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+    }
+
+
+async def _read(api: Api, body: bytes) -> ModelCall:
     """The request; a large one is checked aside, as that takes up to seconds."""
-    return chat.read(body) if len(body) < _LARGE_BODY else await asyncio.to_thread(chat.read, body)
+    return api.read(body) if len(body) < _LARGE_BODY else await asyncio.to_thread(api.read, body)
 
 
-async def _on_invalid_request(_: Request, error: Exception) -> Response:
+def _refusal(path: str, error: WaterfallError, *, to_platform: bool = False) -> Response:
+    """An error as the clients of this path read it."""
+    for api in APIS:
+        if path == api.route or path.startswith(f"{api.route}/"):
+            return refused(api, error, to_platform=to_platform)
+    return error_response(error, error_body(error, to_platform=to_platform))
+
+
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
     problem = error.errors()[0]
     if problem["type"] == "json_invalid":
@@ -349,19 +373,20 @@ async def _on_invalid_request(_: Request, error: Exception) -> Response:
     else:
         where = ".".join(str(part) for part in problem["loc"][1:]) or None
         reason = f"{where or 'The body'}: {str(problem['msg']).removeprefix('Value error, ')}."
-    return error_response(InvalidRequest(reason=reason, param=where))
+    return _refusal(request.url.path, InvalidRequest(reason=reason, param=where))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
+    path = request.url.path
     if error.status_code in {_NOT_FOUND, _NOT_ALLOWED}:
-        return error_response(UnsupportedRoute(method=request.method, path=request.url.path[:200]))
-    return error_response(InvalidRequest(reason=_NOT_JSON, param=None))  # a body in no known encoding
+        return _refusal(path, UnsupportedRoute(method=request.method, path=path[:200]))
+    return _refusal(path, InvalidRequest(reason=_NOT_JSON, param=None))  # a body in no known encoding
 
 
 async def _on_failure(request: Request, error: Exception) -> Response:
     log.error("unexpected", path=request.url.path, exc_info=error)
-    return error_response(WaterfallError())
+    return _refusal(request.url.path, WaterfallError())
 
 
 class _BodyLimit:
@@ -393,7 +418,7 @@ class _BodyLimit:
             else:
                 chunks.clear()
         if size > self._limit:
-            await error_response(BodyTooLarge(limit=self._limit))(scope, receive, send)
+            await _refusal(scope["path"], BodyTooLarge(limit=self._limit))(scope, receive, send)
             return
         body: Message | None = {"type": "http.request", "body": b"".join(chunks), "more_body": False}
 

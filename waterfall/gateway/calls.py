@@ -21,6 +21,7 @@ from waterfall.errors import (
 from waterfall.failpoints import failpoint
 from waterfall.gateway.models import Model
 from waterfall.gateway.tracing import Tracing
+from waterfall.ledger import views
 from waterfall.ledger.books import Hold
 from waterfall.ledger.journal import Caller, Captured
 from waterfall.ledger.store import Ledger, new_receipt_id
@@ -28,7 +29,7 @@ from waterfall.metering import prices
 from waterfall.metering.prices import Bound
 from waterfall.receipts import Domain, canonical_hash, receipt_digest
 from waterfall.signers import Signer, signature_of
-from waterfall.types import RateCard, SignedReceipt, Usage, UsageReceipt
+from waterfall.types import RateCard, SignedReceipt, Surface, Usage, UsageReceipt
 
 log = structlog.get_logger()
 
@@ -37,6 +38,7 @@ T = TypeVar("T")
 _RENEWALS_IN_A_LEASE = 5
 _SLOWEST_RETRY_SECONDS = 5.0
 _SETTLEMENT_BOUND_SECONDS = 60
+_LOOK_AGAIN_SECONDS = 0.1
 _STEP_SECONDS = 0.01
 """Between looks whether a call has gone on to its next step."""
 
@@ -85,14 +87,38 @@ class Calls:
         self._domain = Domain(ledger.chain_id, ledger.vault)
         self._running: set[asyncio.Task[Any]] = set()
         self._open: dict[int, Hold] = {}
+        self._freed = asyncio.Event()
+        """Set whenever a hold of this process has ended."""
 
-    async def hold(self, caller: Caller, model: Model, bound: Bound) -> Hold:
+    async def hold(
+        self, caller: Caller, surface: Surface, model: Model, bound: Bound, *, wait_seconds: float = 0
+    ) -> Hold:
         """Set the call's provable maximum aside. If the caller is cancelled meanwhile, it is given back.
+
+        Args:
+            caller: who pays.
+            surface: in whose words the model is called.
+            model: the model.
+            bound: the provable maximum.
+            wait_seconds: how long to wait, where the account's own running calls hold what is missing.
 
         Raises:
             AccountNotFound, PaymentRequired, Unavailable, LedgerError
         """
-        holding = self.start(self._hold(caller, model, bound))
+        until = time.monotonic() + wait_seconds
+        while True:
+            try:
+                return await self._hold_now(caller, surface, model, bound)
+            except FundsHeld:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise
+                self._freed.clear()
+                with suppress(TimeoutError):  # another process frees what this one is not told of
+                    await asyncio.wait_for(self._freed.wait(), min(left, _LOOK_AGAIN_SECONDS))
+
+    async def _hold_now(self, caller: Caller, surface: Surface, model: Model, bound: Bound) -> Hold:
+        holding = self.start(self._hold(caller, surface, model, bound))
         try:
             with self.tracing.span("hold", model=model.name) as span:
                 held = await asyncio.shield(holding)
@@ -103,7 +129,7 @@ class Calls:
             self.start(self._release_unused(holding))
             raise
 
-    async def _hold(self, caller: Caller, model: Model, bound: Bound) -> Hold:
+    async def _hold(self, caller: Caller, surface: Surface, model: Model, bound: Bound) -> Hold:
         block_time = self._block_time()
         await self.ledger.keep_rate_card(model.price_id, model.card)
         receipt_id = new_receipt_id()
@@ -115,6 +141,7 @@ class Calls:
                     bound,
                     block_time=block_time,
                     expiry_margin=self._expiry_margin,
+                    surface=surface,
                     receipt_id=receipt_id,
                 )
             except LedgerError:
@@ -151,7 +178,7 @@ class Calls:
         reason = "its hold was answered by an error, so the upstream was not called"
         await _until_durable(lambda: self.ledger.release_unanswered(receipt_id, account, reason))
 
-    async def capture(self, held: Hold, model: Model, metered: Metered) -> Captured:
+    async def capture(self, held: Hold, surface: Surface, model: Model, metered: Metered) -> Captured:
         """Charge what was metered. Tried until it is durable: delivered work never goes uncharged by a hiccup.
 
         Raises:
@@ -168,9 +195,15 @@ class Calls:
         async def write() -> Captured:
             nonlocal signed
             if signed is None:  # signed once: what is asked for again is the same receipt
-                signed = await self.sign(held, model.name, model.card, model.price_id, amount, metered)
+                signed = await self.sign(
+                    held, surface, model.name, model.card, model.price_id, amount, metered
+                )
             return await self.ledger.capture(
-                held, signed, price - amount, expiry_margin=_SETTLEMENT_BOUND_SECONDS
+                held,
+                signed,
+                price - amount,
+                vendor_cost=prices.amount(metered.usage, model.vendor_card),
+                expiry_margin=_SETTLEMENT_BOUND_SECONDS,
             )
 
         failpoint("call.answered")
@@ -199,16 +232,33 @@ class Calls:
             return await _until_durable(write)
         finally:
             self._open.pop(held.sequence, None)
+            self._freed.set()
+
+    async def settled(self, captured: Captured) -> str | None:
+        """The transaction that has brought a charge to the chain, once one has.
+
+        None: it costs nothing, was rejected by the vault, is not there after a minute, or the gateway stops.
+        """
+        until = time.monotonic() + _SETTLEMENT_BOUND_SECONDS
+        while captured.amount and not self.is_stopping and time.monotonic() < until:
+            with suppress(LedgerError):
+                state, transaction = await self.ledger.read(lambda c: views.settlement(c, captured.sequence))
+                if state not in {"queued", "batched"}:
+                    return transaction if state in {"settled", "final"} else None
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        return None
 
     async def charge(
         self,
         caller: Caller,
         *,
+        surface: Surface | None,
         model: str,
         card: RateCard | None,
         amount: int,
         metered: Metered,
         idempotency_key: str,
+        vendor_cost: int | None,
     ) -> str:
         """Charge a call that was metered elsewhere, once per idempotency key; the receipt's id.
 
@@ -219,7 +269,7 @@ class Calls:
         if card is not None:
             await self.ledger.keep_rate_card(price_id, card)
         drawn = await self.ledger.draw(caller, amount)
-        signed = await self.sign(drawn, model, card, price_id, amount, metered)
+        signed = await self.sign(drawn, surface, model, card, price_id, amount, metered)
         with self._top_up(caller.account):
             receipt_id = await self.ledger.charge(
                 caller,
@@ -231,13 +281,22 @@ class Calls:
                 expiry_margin=_SETTLEMENT_BOUND_SECONDS,
                 idempotency_key=idempotency_key,
                 body_hash=metered.request_hash,
+                surface=surface,
+                vendor_cost=vendor_cost,
             )
         if receipt_id == drawn.receipt_id:
             self._log("captured", drawn, account=drawn.account, model=model, amount=amount)
         return receipt_id
 
     async def sign(
-        self, held: Hold, model: str, card: RateCard | None, price_id: str, amount: int, metered: Metered
+        self,
+        held: Hold,
+        surface: Surface | None,
+        model: str,
+        card: RateCard | None,
+        price_id: str,
+        amount: int,
+        metered: Metered,
     ) -> SignedReceipt:
         """The signed receipt of a call.
 
@@ -274,6 +333,8 @@ class Calls:
             digest="0x" + digest.hex(),
             meter=self._meter.address,
             signature="0x" + (await signature_of(self._meter, digest)).hex(),
+            surface=surface,
+            metered=usage,
             usage=metered.reported,
             rate_card=card,
         )

@@ -1,12 +1,14 @@
 """Errors and receipts as headers and bodies."""
 
 from typing import Any
+from urllib.parse import quote
 
 from starlette.responses import JSONResponse, Response
 
 from waterfall.errors import FundsHeld, Unavailable, Unsure, WaterfallError
 from waterfall.gateway.upstreams import may_be_retried
 from waterfall.ledger.books import Hold
+from waterfall.ledger.journal import Captured
 from waterfall.money import format_usd
 
 _TYPES = {
@@ -43,9 +45,9 @@ def error_body(error: WaterfallError, *, to_platform: bool = False) -> dict[str,
     }
 
 
-def error_response(error: WaterfallError, *, to_platform: bool = False) -> Response:
-    """An error as an HTTP answer that says when it must not be sent again."""
-    response = JSONResponse(error_body(error, to_platform=to_platform), status_code=error.status)
+def error_response(error: WaterfallError, body: dict[str, Any]) -> Response:
+    """An error as an HTTP answer that says when it must not be sent again; `body` as its surface's clients read it."""
+    response = JSONResponse(body, status_code=error.status)
     if not may_be_retried(error):
         response.headers["x-should-retry"] = "false"
     if isinstance(error, FundsHeld | Unavailable):
@@ -53,11 +55,29 @@ def error_response(error: WaterfallError, *, to_platform: bool = False) -> Respo
     return response
 
 
-def hold_headers(held: Hold) -> dict[str, str]:
-    """What is known of a call's money before it is served."""
-    return {"X-Waterfall-Receipt-Id": held.receipt_id, "X-Waterfall-Hold": format_usd(held.amount)}
+def hold_headers(held: Hold, model: str) -> dict[str, str]:
+    """What is known of a call before it is served."""
+    return {
+        "X-Waterfall-Receipt-Id": held.receipt_id,
+        "X-Waterfall-Hold": format_usd(held.amount),
+        "X-Waterfall-Model": quote(model),
+    }
 
 
-def charge_headers(amount: int, balance: int) -> dict[str, str]:
-    """What is known of a call's money afterwards."""
-    return {"X-Waterfall-Cost": format_usd(amount), "X-Waterfall-Balance": format_usd(balance)}
+def charge_headers(captured: Captured, transaction: str | None = None) -> dict[str, str]:
+    """What is known of a call's money afterwards, and in which transaction its charge is on the chain."""
+    headers = {
+        "X-Waterfall-Cost": format_usd(captured.amount),
+        "X-Waterfall-Balance": format_usd(captured.balance),
+    }
+    return headers if transaction is None else headers | {"X-Waterfall-Transaction": transaction}
+
+
+def charge_facts(captured: Captured, transaction: str | None = None) -> dict[str, str]:
+    """The same for the end of a stream."""
+    facts = {
+        "receipt_id": captured.receipt_id,
+        "cost": format_usd(captured.amount),
+        "balance": format_usd(captured.balance),
+    }
+    return facts if transaction is None else facts | {"transaction": transaction}

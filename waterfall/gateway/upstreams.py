@@ -25,6 +25,8 @@ log = structlog.get_logger()
 _KEEPALIVE_SECONDS = 4
 _CONNECTIONS = 1024
 _LARGE_BYTES = 2**20
+_ANTHROPIC_VERSION = "2023-06-01"
+"""For callers that name none. Source: https://platform.claude.com/docs/en/api/versioning"""
 _CLOSE_SECONDS = 1
 
 
@@ -41,9 +43,7 @@ class Upstream:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-            if self.settings.api_key is not None:
-                headers["Authorization"] = f"Bearer {self.settings.api_key}"
+            headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **self._key()}
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=_CONNECTIONS, keepalive_timeout=_KEEPALIVE_SECONDS),
                 cookie_jar=aiohttp.DummyCookieJar(),  # one caller's cookies are not for the next
@@ -55,6 +55,13 @@ class Upstream:
                 ),
             )
         return self._session
+
+    def _key(self) -> dict[str, str]:
+        key = self.settings.api_key()
+        if self.settings.kind == "anthropic":
+            version = {"anthropic-version": _ANTHROPIC_VERSION}
+            return version if key is None else version | {"x-api-key": key}
+        return {} if key is None else {"Authorization": f"Bearer {key}"}
 
     @asynccontextmanager
     async def post(

@@ -14,7 +14,17 @@ from pydantic import (
 
 from waterfall.ledger.views import AccountRecord, CallRecord
 from waterfall.money import MAX_UNITS, Usd, UsdText, between
-from waterfall.types import LIMITS, ZERO_ADDRESS, Address, BigInt, Hash32, Policy, SignedReceipt
+from waterfall.types import (
+    LIMITS,
+    ZERO_ADDRESS,
+    Address,
+    BigInt,
+    Hash32,
+    Policy,
+    RateCard,
+    SignedReceipt,
+    Surface,
+)
 
 _PAYMENT_REQUIRED = 402
 
@@ -207,6 +217,8 @@ class NewCharge(_Body):
     amount: Annotated[UsdText, between(1, MAX_UNITS)] | None = None
     model: Text | None = Field(default=None, min_length=1, max_length=200)
     usage: dict[str, Any] | None = None
+    surface: Surface = "chat"
+    """In whose words the usage object is."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "NewCharge":
@@ -221,6 +233,8 @@ class ReceiptView(Shown):
     id: str
     charge_id: BigInt
     account: Hash32
+    surface: Surface | None
+    """In whose words the model was called; null where an amount was charged."""
     model: str
     status: CallStatus
     reason: str | None
@@ -230,12 +244,41 @@ class ReceiptView(Shown):
     """What was charged; null while nothing is."""
     excess: Usd
     """Metered beyond the hold, and so not charged: the platform's loss."""
+    vendor_cost: Usd | None = None
+    """What the call cost the platform, which alone is told; null where nobody knows."""
+    margin: Usd | None = None
+    """What the platform keeps of the cost."""
     transaction: Hash32 | None
     block: int | None
     created_at: int
     captured_at: int | None
     settled_at: int | None
     receipt: SignedReceipt | None
+
+
+class EstimateBody(_Body):
+    """A request to a surface, to be priced and not sent."""
+
+    surface: Surface = "chat"
+    """In whose words it is."""
+    request: dict[str, Any]
+    """As it would be sent to that surface."""
+    account: Hash32 | None = None
+    """Who would pay; absent: the key's account, or anybody."""
+
+
+class EstimateView(Shown):
+    """What a request may cost, of one of the models that may serve it; in USD."""
+
+    model: str
+    price_id: Hash32
+    prices: RateCard
+    maximum: Usd
+    """The provable maximum, which would be set aside."""
+    least: Usd
+    """With how much at least the call would run, with its output cut: the same where the request sets its limit."""
+    max_output_tokens: int
+    """The most output, over all choices."""
 
 
 class StatementLineView(Shown):
@@ -319,19 +362,24 @@ def account_view(record: AccountRecord) -> AccountView:
     )
 
 
-def receipt_view(call: CallRecord) -> ReceiptView:
-    """A call as the interface shows it."""
+def receipt_view(call: CallRecord, *, to_platform: bool) -> ReceiptView:
+    """A call as the interface shows it; what it costs the platform, to the platform."""
     at = call.settlement
+    cost = None if call.receipt is None else call.receipt.receipt.amount
+    vendor_cost = call.vendor_cost if to_platform else None
     return ReceiptView(
         id=call.receipt_id,
         charge_id=call.charge_id,
         account=call.account,
+        surface=call.surface,
         model=call.model,
         status=at.state,
         reason=at.reason,
         held=call.held,
-        cost=None if call.receipt is None else call.receipt.receipt.amount,
+        cost=cost,
         excess=call.excess,
+        vendor_cost=vendor_cost,
+        margin=None if cost is None or vendor_cost is None else cost - vendor_cost,
         transaction=at.transaction,
         block=at.block,
         created_at=call.created_at,

@@ -14,10 +14,14 @@ from waterfall.errors import AccountNotFound, HoldNotOpen, LedgerError
 from waterfall.ledger import schema
 from waterfall.ledger.database import Database, as_text
 from waterfall.ledger.wallet import Wallet, wallet_of
+from waterfall.types import Surface
 
 SEQUENCE_BITS = 32
 
-_HOLD = ("sequence", "epoch", "receipt_id", "account", "api_key", "model", "amount", "created_at", "lease_ms")
+_HOLD = (
+    *("sequence", "epoch", "receipt_id", "account", "api_key", "surface", "model", "amount", "created_at"),
+    "lease_ms",
+)
 _END = ("state", "reason", "ended_at", "its_sequence")
 _CHARGE = (
     "sequence",
@@ -25,10 +29,12 @@ _CHARGE = (
     "account",
     "amount",
     "excess",
+    "vendor_cost",
     "digest",
     "receipt",
     "meter",
     "signature",
+    "parts",
     "usage",
     "price_id",
     "complete",
@@ -141,7 +147,16 @@ class Books:
         except KeyError:
             raise AccountNotFound(account=account) from None
 
-    def open(self, hold: Hold, *, epoch: int, api_key: str | None, model: str, lease_ms: int) -> None:
+    def open(
+        self,
+        hold: Hold,
+        *,
+        epoch: int,
+        api_key: str | None,
+        surface: Surface | None,
+        model: str,
+        lease_ms: int,
+    ) -> None:
         """Open a hold and set its amount aside."""
         self._holds.append(
             (
@@ -150,6 +165,7 @@ class Books:
                 hold.receipt_id,
                 hold.account,
                 api_key,
+                surface,
                 model,
                 self._database.money(hold.amount),
                 self.now,
@@ -164,19 +180,22 @@ class Books:
         self._ended.append(hold)
         self._reserve(hold.account, held=-hold.amount)
 
-    def charge(self, hold: Hold, amount: int, excess: int, *columns: Any) -> None:
+    def charge(self, hold: Hold, amount: int, excess: int, vendor_cost: int | None, *columns: Any) -> None:
         """Add the charge of a hold, which is owed from now on.
 
         Args:
             hold: its hold.
             amount: credit units; zero never goes to the chain.
             excess: credit units metered beyond the hold.
+            vendor_cost: credit units that the call cost the platform; None: nobody knows.
             columns: `digest` to `complete` of its row, in the order of the table.
         """
         money = self._database.money
         state = "queued" if amount else "free"
         epoch = hold.charge_id >> SEQUENCE_BITS
-        row = (hold.sequence, epoch, hold.account, money(amount), money(excess), *columns, state, self.now)
+        cost = None if vendor_cost is None else money(vendor_cost)
+        row = (hold.sequence, epoch, hold.account, money(amount), money(excess), cost, *columns)
+        row = (*row, state, self.now)
         self._charges.append(row)
         self._reserve(hold.account, unsettled=amount)
 

@@ -21,7 +21,7 @@ from waterfall.ledger.wallet import authorise
 from waterfall.ledger.writer import Transaction
 from waterfall.metering import prices
 from waterfall.metering.prices import Bound
-from waterfall.types import RateCard, SignedReceipt
+from waterfall.types import RateCard, SignedReceipt, Surface, Usage, UsageReceipt
 
 QUEUED_AGAIN = {"state": "queued", "reason": None, "block": None, "tx_hash": None, "settled_at": None}
 """A charge whose last attempt no longer says anything."""
@@ -60,6 +60,7 @@ def hold(
     *,
     epoch: int,
     caller: Caller,
+    surface: Surface | None,
     model: str,
     bound: Bound,
     block_time: int,
@@ -74,6 +75,7 @@ def hold(
         books: where.
         epoch: the ledger's.
         caller: who asks.
+        surface: in whose words the model is called.
         model: for people.
         bound: the provable maximum.
         block_time: timestamp of the newest block known.
@@ -88,7 +90,7 @@ def hold(
     output_tokens, amount = authorise(books.wallet(caller.account), bound, block_time, expiry_margin)
     sequence = books.draw() if sequence is None else sequence
     held = Hold(sequence, charge_id(epoch, sequence), receipt_id, caller.account, amount, output_tokens)
-    books.open(held, epoch=epoch, api_key=caller.api_key, model=model, lease_ms=lease_ms)
+    books.open(held, epoch=epoch, api_key=caller.api_key, surface=surface, model=model, lease_ms=lease_ms)
     return held
 
 
@@ -115,7 +117,9 @@ def epoch_of(id_: int) -> int:
     return id_ >> SEQUENCE_BITS
 
 
-def capture(books: Books, held: Hold, signed: SignedReceipt, excess: int = 0) -> Captured:
+def capture(
+    books: Books, held: Hold, signed: SignedReceipt, excess: int = 0, vendor_cost: int | None = None
+) -> Captured:
     """Turn a hold into a charge of what was metered; the rest of the hold is free again.
 
     An amount of zero is recorded and never goes to the chain (state `free`).
@@ -125,6 +129,7 @@ def capture(books: Books, held: Hold, signed: SignedReceipt, excess: int = 0) ->
         held: the open hold.
         signed: the receipt of the call; its amount is within the hold.
         excess: credit units metered beyond the hold, which the platform bears.
+        vendor_cost: credit units that the call cost the platform; None: nobody knows.
 
     Raises:
         HoldNotOpen
@@ -134,7 +139,7 @@ def capture(books: Books, held: Hold, signed: SignedReceipt, excess: int = 0) ->
     if amount > held.amount:
         raise ValueError(f"charge {held.charge_id} is larger than its hold")
     books.end(held, "captured", None)
-    books.charge(held, amount, excess, *_of_receipt(signed))
+    books.charge(held, amount, excess, vendor_cost, *_of_receipt(signed))
     return Captured(held.sequence, held.receipt_id, amount, books.wallet(held.account).after_charges)
 
 
@@ -144,10 +149,26 @@ def _of_receipt(signed: SignedReceipt) -> tuple[Any, ...]:
         signed.receipt.model_dump_json(),
         signed.meter,
         signed.signature,
+        parts_of(signed.metered),
         None if signed.usage is None else _as_json(signed.usage),
         signed.receipt.price_id,
         int(signed.receipt.complete),
     )
+
+
+_IN_RECEIPTS = frozenset({"input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens"})
+
+
+def parts_of(usage: Usage) -> str | None:
+    """What was used and a receipt has no field for, as JSON; None: nothing."""
+    parts = {name: value for name, value in usage.model_dump().items() if value and name not in _IN_RECEIPTS}
+    return orjson.dumps(parts).decode() if parts else None
+
+
+def usage_of(receipt: UsageReceipt, parts: str | None) -> Usage:
+    """What was used, of a receipt and the parts beside it."""
+    counts = {name: getattr(receipt, name) for name in _IN_RECEIPTS}
+    return Usage(**counts, **({} if parts is None else orjson.loads(parts)))
 
 
 def _as_json(usage: dict[str, Any]) -> str:
@@ -180,6 +201,7 @@ def capture_again(
     held: Hold,
     signed: SignedReceipt,
     excess: int = 0,
+    vendor_cost: int | None = None,
     *,
     block_time: int | None,
     expiry_margin: int,
@@ -196,6 +218,7 @@ def capture_again(
         held: the hold that is not open.
         signed: the receipt of the call.
         excess: credit units metered beyond the hold, which the platform bears.
+        vendor_cost: credit units that the call cost the platform; None: nobody knows.
         block_time: timestamp of the newest block known; None: none is.
         expiry_margin: seconds before a limit's expiry in which it counts as expired.
 
@@ -220,7 +243,7 @@ def capture_again(
         raise HoldNotOpen(receipt=held.receipt_id) from None
     columns = _of_receipt(signed)
     books.run(holds.update().where(*its).values(state="captured", reason=None, ended_at=books.now))
-    books.charge(held, amount, excess, *columns)
+    books.charge(held, amount, excess, vendor_cost, *columns)
     return Captured(held.sequence, held.receipt_id, amount, wallet.after_charges)
 
 
@@ -259,6 +282,7 @@ def charge(
     body_hash: str,
     order: Callable[[Books], Hold],
     signed: SignedReceipt,
+    vendor_cost: int | None = None,
 ) -> str:
     """Hold and capture in one step, once per idempotency key; the receipt's id.
 
@@ -269,6 +293,7 @@ def charge(
         body_hash: hash of the request, so that a reused key is told apart from a repeat.
         order: makes the hold.
         signed: the receipt for it.
+        vendor_cost: credit units that the call cost the platform; None: nobody knows.
 
     Raises:
         IdempotencyConflict: the key was used with another body.
@@ -278,7 +303,7 @@ def charge(
     if seen is not None:
         return seen
     held = order(books)
-    capture(books, held, signed)
+    capture(books, held, signed, vendor_cost=vendor_cost)
     books.remember(scope, idempotency_key, body_hash, held)
     return held.receipt_id
 

@@ -197,6 +197,7 @@ holds = _table(
     _column("receipt_id", unique=True),
     _column("account", sa.Text, sa.ForeignKey("accounts.id")),
     _column("api_key", nullable=True),
+    _column("surface", nullable=True),  # in whose words it was called
     _column("model"),
     _column("amount", Units),  # the provable maximum
     _column("state"),
@@ -219,10 +220,12 @@ charges = _table(
     _column("account"),
     _column("amount", Units),
     _money("excess"),  # metered beyond the hold: the platform's loss
+    _column("vendor_cost", Units, nullable=True),  # what the call cost the platform; null: not known
     _column("digest"),
     _column("receipt"),  # JSON of the UsageReceipt
     _column("meter"),
     _column("signature"),
+    _column("parts", nullable=True),  # JSON of what was used and the receipt has no field for
     _column("usage", nullable=True),  # JSON, the provider's whole object
     _column("price_id"),
     _column("complete", _INTEGER),  # 0: the provider's usage never came

@@ -22,7 +22,7 @@ from waterfall.ledger.retention import Forgotten
 from waterfall.ledger.writer import Operation, Writer
 from waterfall.metering.prices import Bound
 from waterfall.metrics import Metrics
-from waterfall.types import RateCard, SignedReceipt
+from waterfall.types import RateCard, SignedReceipt, Surface
 
 log = structlog.get_logger()
 
@@ -174,6 +174,7 @@ class Ledger:
         *,
         block_time: int,
         expiry_margin: int,
+        surface: Surface | None = None,
         receipt_id: str | None = None,
     ) -> Hold:
         """Set a call's provable maximum aside; durable when this returns.
@@ -188,6 +189,7 @@ class Ledger:
                 books,
                 epoch=self.epoch,
                 caller=caller,
+                surface=surface,
                 model=model,
                 bound=bound,
                 block_time=block_time,
@@ -199,7 +201,13 @@ class Ledger:
         )
 
     async def capture(
-        self, held: Hold, signed: SignedReceipt, excess: int = 0, *, expiry_margin: int = 0
+        self,
+        held: Hold,
+        signed: SignedReceipt,
+        excess: int = 0,
+        *,
+        vendor_cost: int | None = None,
+        expiry_margin: int = 0,
     ) -> Captured:
         """Turn a hold into a charge; durable when this returns, and done once however often it is asked for.
 
@@ -207,6 +215,7 @@ class Ledger:
             held: the hold.
             signed: the receipt of the call.
             excess: credit units metered beyond the hold, which the platform bears.
+            vendor_cost: credit units that the call cost the platform; None: nobody knows.
             expiry_margin: seconds before a limit's expiry in which it counts as expired, where the hold is open no more
                 and the account is asked again.
 
@@ -216,14 +225,20 @@ class Ledger:
         """
         try:
             captured = await self._writer.enter(
-                lambda books: journal.capture(books, held, signed, excess), (held.account,)
+                lambda books: journal.capture(books, held, signed, excess, vendor_cost), (held.account,)
             )
         except HoldNotOpen:
             head = self.view.head  # however old: the call has run, and its charge is owed
             block_time = None if head is None else head.block.timestamp
             captured = await self._writer.enter(
                 lambda books: journal.capture_again(
-                    books, held, signed, excess, block_time=block_time, expiry_margin=expiry_margin
+                    books,
+                    held,
+                    signed,
+                    excess,
+                    vendor_cost,
+                    block_time=block_time,
+                    expiry_margin=expiry_margin,
                 ),
                 (held.account,),
             )
@@ -284,6 +299,8 @@ class Ledger:
         expiry_margin: int,
         idempotency_key: str,
         body_hash: str,
+        surface: Surface | None = None,
+        vendor_cost: int | None = None,
     ) -> str:
         """Hold and capture at once, once per idempotency key; the receipt's id.
 
@@ -300,6 +317,7 @@ class Ledger:
                     books,
                     epoch=journal.epoch_of(drawn.charge_id),
                     caller=caller,
+                    surface=surface,
                     model=model,
                     bound=bound,
                     block_time=block_time,
@@ -309,6 +327,7 @@ class Ledger:
                     sequence=drawn.sequence,
                 ),
                 signed=signed,
+                vendor_cost=vendor_cost,
             ),
             (caller.account,),
         )

@@ -7,13 +7,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from waterfall.chain.vault import deposit_address
-from waterfall.errors import AccountNotFound, ReceiptNotFound
+from waterfall.errors import AccountNotFound, PriceNotFound, ReceiptNotFound
 from waterfall.ledger import schema
 from waterfall.ledger.database import as_text
-from waterfall.ledger.journal import charge_id, sequence_of
+from waterfall.ledger.journal import charge_id, sequence_of, usage_of
 from waterfall.ledger.wallet import Wallet, wallet_of
 from waterfall.receipts import NO_USAGE
-from waterfall.types import Allowance, Policy, RateCard, SignedReceipt, UsageReceipt
+from waterfall.types import Allowance, Policy, RateCard, SignedReceipt, Surface, UsageReceipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,13 @@ class CallRecord:
     receipt_id: str
     charge_id: int
     account: str
+    surface: Surface | None
     model: str
     held: int
     excess: int
     """Metered beyond the hold: the platform's loss."""
+    vendor_cost: int | None
+    """What the call cost the platform; None: not known, or nothing is charged."""
     created_at: int
     settlement: Settlement
     receipt: SignedReceipt | None
@@ -127,16 +130,19 @@ _CALLS = (
         schema.holds.c.epoch,
         schema.holds.c.receipt_id,
         schema.holds.c.account,
+        schema.holds.c.surface,
         schema.holds.c.model,
         schema.holds.c.amount.label("held"),
         schema.holds.c.state.label("hold_state"),
         schema.holds.c.reason.label("hold_reason"),
         schema.holds.c.created_at,
         schema.charges.c.excess,
+        schema.charges.c.vendor_cost,
         schema.charges.c.digest,
         schema.charges.c.receipt,
         schema.charges.c.meter,
         schema.charges.c.signature,
+        schema.charges.c.parts,
         schema.charges.c.usage,
         schema.charges.c.state,
         schema.charges.c.reason,
@@ -162,6 +168,27 @@ def call(connection: sa.Connection, receipt_id: str, chain_id: int, vault: str) 
     if row is None:
         raise ReceiptNotFound(receipt=receipt_id)
     return _call(row, chain_id, vault)
+
+
+def settlement(connection: sa.Connection, sequence: int) -> tuple[str, str | None]:
+    """Where a charge stands, and the transaction that brought it there."""
+    charges = schema.charges
+    query = sa.select(charges.c.state, charges.c.tx_hash).where(charges.c.sequence == sequence)
+    row = connection.execute(query).one()
+    return row.state, row.tx_hash
+
+
+def rate_card(connection: sa.Connection, price_id: str) -> RateCard:
+    """The prices behind a receipt's price id.
+
+    Raises:
+        PriceNotFound
+    """
+    cards = schema.rate_cards
+    card = connection.execute(sa.select(cards.c.card).where(cards.c.price_id == price_id)).scalar()
+    if card is None:
+        raise PriceNotFound(price_id=price_id)
+    return RateCard.model_validate_json(card)
 
 
 def calls(
@@ -212,6 +239,8 @@ def _call(row: Any, chain_id: int, vault: str) -> CallRecord:
             digest=row.digest,
             meter=row.meter,
             signature=row.signature,
+            surface=row.surface,
+            metered=usage_of(of, row.parts),
             usage=None if row.usage is None else json.loads(row.usage),
             usage_removed=row.usage is None and of.usage_hash != NO_USAGE,
             rate_card=None if row.card is None else RateCard.model_validate_json(row.card),
@@ -220,9 +249,11 @@ def _call(row: Any, chain_id: int, vault: str) -> CallRecord:
         receipt_id=row.receipt_id,
         charge_id=charge_id(row.epoch, row.sequence),
         account=row.account,
+        surface=row.surface,
         model=row.model,
         held=row.held,
         excess=row.excess or 0,
+        vendor_cost=row.vendor_cost,
         created_at=row.created_at,
         settlement=Settlement(
             state=row.state or row.hold_state,

@@ -281,7 +281,7 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("case", CONTENTS)
-async def test_content__other_than_text__is_refused(wallet, case):
+async def test_content__that_is_not_priced__is_refused(wallet, case):
     messages = [{"role": "user", "content": CONTENTS[case]}]
     await wallet.refuses_chat(400, "invalid_request", "messages[0].content", messages=messages)
 
@@ -338,7 +338,6 @@ async def test_limit__absurd__is_more_than_the_wallet_has(wallet):
         ("prediction", {"type": "content", "content": "x"}),
         ("web_search_options", {}),
         ("audio", {"voice": "alloy", "format": "wav"}),
-        ("models", ["dear-model"]),
         ("plugins", [{"id": "web"}]),
         ("chat_template", "{% for i in range(10**9) %}x{% endfor %}"),
         ("n_predict", 0),
@@ -372,7 +371,6 @@ async def test_field__that_breaks_the_bound__is_refused(wallet, name, value):
         ("tools", {}),
         ("tools", 7),
         ("tools", "none"),
-        ("tools", [7]),
         ("tools", [{"type": "web_search"}]),
         ("tools", [{"type": "function", "function": {"name": "f"}}, {"type": "code_interpreter"}]),
         ("tools", [{"type": []}]),
@@ -451,9 +449,9 @@ async def test_field__given_twice__the_last_one_counts_for_bound_and_upstream(st
         "/v1",
         "/v1/",
         "/v1/completions",
-        "/v1/embeddings",
-        "/v1/responses",
-        "/v1/messages",
+        "/v1/embeddings/1",
+        "/v1/responses/resp_1",
+        "/v1/messages/batches",
         "/v1/files",
         "/v1/models/micro",
         "/v1/chat/completions/",

@@ -254,12 +254,12 @@ async def test_funds__too_few__raises_402_and_is_not_tried_again(client, upstrea
     assert upstream.counts["started"] == 0
 
 
-@pytest.mark.parametrize("route", ["embeddings", "responses", "images"])
+@pytest.mark.parametrize("route", ["images", "completions", "moderations"])
 async def test_route__not_served__raises_and_is_not_tried_again(client, upstream, sdk, route):
     _, key = await client.open_account(micro_usd=DEPOSIT)
     uses = {
-        "embeddings": lambda sdk: sdk.embeddings.create(model="micro", input="hi"),
-        "responses": lambda sdk: sdk.responses.create(model="micro", input="hi"),
+        "completions": lambda sdk: sdk.completions.create(model="micro", prompt="hi"),
+        "moderations": lambda sdk: sdk.moderations.create(model="micro", input="hi"),
         "images": lambda sdk: sdk.images.generate(model="micro", prompt="hi"),
     }
     with pytest.raises(openai.InternalServerError) as raised:

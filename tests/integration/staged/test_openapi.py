@@ -15,13 +15,25 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 DEPOSIT = 1_000_000
 NOBODY = "0x" + "ab" * 32
 CHAT = ("POST", "/v1/chat/completions")
+SURFACES = {
+    CHAT: {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 20},
+    ("POST", "/v1/responses"): {"input": "hi", "max_output_tokens": 20},
+    ("POST", "/v1/messages"): {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 20},
+    ("POST", "/v1/embeddings"): {"input": "hi"},
+}
 OPEN = ("POST", "/api/accounts")
 CHARGE = ("POST", "/api/charges")
 CALLS = ("GET", "/api/calls")
 LOOKS = {"/healthz": "Health", "/readyz": "Readiness"}
+COUNT = ("POST", "/v1/messages/count_tokens")
+ESTIMATE = ("POST", "/api/estimate")
+PUBLIC = ("GET", "/api/prices/{price_id}")
 ERRORS = {
-    CHAT: {400, 401, 402, 403, 404, 413, 502, 503, 504},
+    **{route: {400, 401, 402, 403, 404, 413, 502, 503, 504} for route in SURFACES},
+    COUNT: {400, 401, 403, 404, 413, 502, 504},
     ("GET", "/v1/models"): {401},
+    PUBLIC: {400, 404},
+    ESTIMATE: {400, 401, 403, 404, 413},
     ("GET", "/healthz"): {503},
     ("GET", "/readyz"): {503},
     ("GET", "/metrics"): {401, 403},
@@ -74,7 +86,7 @@ async def test_openapi__every_route__is_there_with_its_errors(document, operatio
         assert set(told) == {str(status) for status in ERRORS[route]} | others, route
         for status, answer in told.items():
             schema = answer["content"]["application/json"]["schema"]
-            if route == CHAT and status == "default":
+            if route in {*SURFACES, COUNT} and status == "default":
                 assert schema["required"] == ["error"], "an upstream's own error has any fields"
                 continue
             form = "RefusalBody" if status == "402" else "ErrorBody"
@@ -82,7 +94,10 @@ async def test_openapi__every_route__is_there_with_its_errors(document, operatio
             assert schema == {"$ref": f"#/components/schemas/{form}"}, (route, status)
     assert document["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}
     assert document["security"] == [{"key": []}]
-    assert {path for (_, path), operation in operations.items() if "security" in operation} == set(LOOKS)
+    assert {path for (_, path), operation in operations.items() if "security" in operation} == {
+        *LOOKS,
+        PUBLIC[1],
+    }
     fields = document["components"]["schemas"]["ErrorFacts"]["properties"]
     assert set(fields) == {"message", "type", "code", "param"}
 
@@ -97,14 +112,14 @@ class Provoked:
     """Errors that a test got out of the routes, each in the form that the document declares."""
 
     def __init__(self, client, key, bodies):
-        self._client, self._keys, self._bodies = client, {CHAT: key}, bodies
+        self._client, self._keys, self._bodies = client, dict.fromkeys([*SURFACES, COUNT], key), bodies
         self.seen = set()
 
     async def see(self, status, route, id_=NOBODY, **options):
         method, path = route
         body = {} if method == "GET" or "data" in options else {"json": self._bodies.get(route, {})}
         defaults = {"key": self._keys.get(route, ADMIN_KEY), "headers": {"Idempotency-Key": "once"}, **body}
-        url = path.format(account=id_, receipt_id=id_)
+        url = path.format(account=id_, receipt_id=id_, price_id=id_)
         seen, answer, _ = await self._client.request(method, url, **defaults | options)
         assert seen == status, (route, answer)
         (RefusalBody if status == 402 else ErrorBody).model_validate(answer)
@@ -114,23 +129,25 @@ class Provoked:
 async def test_openapi__every_declared_error__is_one_that_the_route_answers(client, upstream):
     account, key = await client.open_account(micro_usd=DEPOSIT)
     poor, poor_key = await client.open_account()
-    chat = {"model": "micro", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20}
     charge = {"account": account["id"], "amount": "0.01"}
-    bodies = {CHAT: chat, OPEN: {"label": account["label"]}, CHARGE: charge}
+    calls = {route: {"model": "micro", **fields} for route, fields in SURFACES.items()}
+    count = {"model": "micro", "messages": [{"role": "user", "content": "hi"}]}
+    asked = {"account": account["id"], "request": calls[CHAT]}
+    bodies = {**calls, COUNT: count, ESTIMATE: asked, OPEN: {"label": account["label"]}, CHARGE: charge}
     provoked = Provoked(client, key, bodies)
     see = provoked.see
 
     for route, statuses in ERRORS.items():
         if 401 in statuses:
             await see(401, route, key="wf_nobody")
-        if 403 in statuses and route not in {CHAT, CALLS}:
+        if 403 in statuses and route not in {*SURFACES, COUNT, CALLS}:
             await see(403, route, key=poor_key)
         if 413 in statuses:
             await see(413, route, data=io.BytesIO(b" " * 17 * 2**20))
             await see(400, route, id_=account["id"], data=b"{", headers={"Content-Type": "application/json"})
         elif 400 in statuses and route != CALLS:
             await see(400, route, id_="0x12")
-        if 404 in statuses and route not in {CHAT, CHARGE}:
+        if 404 in statuses and route not in {*SURFACES, COUNT, ESTIMATE, CHARGE}:
             await see(404, route)
     await see(403, CALLS, params={"account": account["id"]}, key=poor_key)
     await see(400, CALLS, params={"limit": 0})
@@ -139,17 +156,20 @@ async def test_openapi__every_declared_error__is_one_that_the_route_answers(clie
     await see(404, CHARGE, json=charge | {"account": NOBODY})
     assert (await client.request(*CHARGE, json=charge, headers={"Idempotency-Key": "once"}))[0] == 202
     await see(409, CHARGE, json=charge | {"amount": "1"})
-    await see(402, CHAT, key=poor_key)
-    await see(403, CHAT, headers={"X-Waterfall-Account": poor["id"]})
-    await see(404, CHAT, json=chat | {"model": "nothing"})
-    upstream.behaviour = answers(b"no JSON")
-    await see(502, CHAT)
-    upstream.behaviour = stalls
-    await see(504, CHAT)
+    await see(404, ESTIMATE, json=asked | {"request": calls[CHAT] | {"model": "nothing"}})
+    for route, body in (calls | {COUNT: count}).items():
+        if route != COUNT:
+            await see(402, route, key=poor_key)
+        await see(403, route, headers={"X-Waterfall-Account": poor["id"]})
+        await see(404, route, json=body | {"model": "nothing"})
+        upstream.behaviour = answers(b"no JSON")
+        await see(502, route)
+        upstream.behaviour = stalls
+        await see(504, route)
     client.ledger.gate.refuse("settlement has stopped")
     try:
-        await see(503, CHAT)
-        await see(503, CHARGE, headers={"Idempotency-Key": "another"})
+        for route in (*calls, CHARGE):
+            await see(503, route, headers={"Idempotency-Key": "another"})
     finally:
         client.ledger.gate.refuse(None)
 

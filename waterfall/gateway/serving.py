@@ -1,4 +1,4 @@
-"""Serving chat completions: what happens between the hold and the capture."""
+"""Serving a call, whatever its surface: what happens between the hold and the capture."""
 
 import asyncio
 import time
@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import orjson
 import structlog
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -22,46 +23,127 @@ from waterfall.errors import (
     WaterfallError,
 )
 from waterfall.gateway.calls import Calls, Metered
-from waterfall.gateway.chat import ChatRequest
 from waterfall.gateway.models import Model
-from waterfall.gateway.render import charge_headers, error_body
-from waterfall.gateway.stream import Event, NotAStream, events
-from waterfall.keccak import keccak
+from waterfall.gateway.render import charge_facts, charge_headers, error_response, hold_headers
+from waterfall.gateway.surfaces.api import Api, ModelCall
+from waterfall.gateway.surfaces.streams import NotAStream, StreamMeter, events
+from waterfall.gateway.terms import Terms
 from waterfall.ledger.books import Hold
-from waterfall.metering.usage import UsageUnreadable, from_openai_chat
+from waterfall.ledger.journal import Caller, Captured
+from waterfall.metering.usage import UsageUnreadable, read
 from waterfall.receipts import bytes_hash
-from waterfall.types import Usage
 
 log = structlog.get_logger()
 
-_PATH = "/chat/completions"
 _OUR_ACCOUNT = (401, 402, 403)
 # What stands between us and a provider gave up waiting for it, or lost it: it may have run the call.
 _MAY_HAVE_RUN = {502, 504, *range(520, 528)}
+# Another model may do better: too many calls, or something broken there.
+_TOO_BUSY = (408, 429)
 _MAX_ANSWER_BYTES = 64 * 2**20
 _SHOWN_OF_A_REFUSAL = 1000
 _PASSED_ON_HEADERS = ("retry-after", "retry-after-ms")
 _MAX_WAITING_BYTES = 4 * 2**20
 
 
+async def serve(
+    calls: Calls, api: Api, call: ModelCall, models: list[Model], caller: Caller, headers: Headers
+) -> Response:
+    """Hold, call, capture and answer, by the first of these models that serves the call.
+
+    Each attempt has a hold and a price of its own. One that failed is given back, or listed as lost, before the next
+    begins: whatever happens, the caller pays for one answer.
+
+    Raises:
+        PaymentRequired, InvalidRequest, Unavailable, LedgerError: before anything was sent.
+    """
+    terms = Terms.read(headers)
+    passed_on = {name: headers[name] for name in api.passed_on if name in headers}
+    bounds = [call.bound(model) for model in models]  # of all, before the first is tried
+    for number, (model, bound) in enumerate(zip(models, bounds, strict=True), 1):
+        held = await calls.hold(caller, api.surface, model, bound, wait_seconds=terms.wait_seconds)
+        serving = Serving(calls, api, call, model, held, passed_on, settled=terms.settled)
+        try:
+            response = await (
+                serving.streamed() if call.stream else asyncio.shield(calls.start(serving.whole()))
+            )
+        except WaterfallError as error:
+            if number < len(models) and _another_may_serve(error):
+                log.info("tried another model", failed=model.name, reason=error.message)
+                continue
+            response = refused(api, error)
+        response.headers.update(hold_headers(held, model.name))
+        return response
+    raise AssertionError("there is always a last model")
+
+
+async def ask_for_free(
+    api: Api, path: str, fields: Mapping[str, Any], model: Model, headers: Headers
+) -> Response:
+    """Ask an upstream what it bills nobody for, such as how many tokens a request would be.
+
+    Args:
+        api: the surface that it belongs to.
+        path: below the upstream's base URL.
+        fields: the request.
+        model: whose upstream is asked.
+        headers: the caller's.
+
+    Raises:
+        UpstreamUnavailable, UpstreamTimeout, UpstreamInvalid
+    """
+    passed_on = {name: headers[name] for name in api.passed_on if name in headers}
+    body = orjson.dumps({**fields, "model": model.upstream_model})
+    async with model.upstream.post(path, body, passed_on) as response:
+        raw = await _read(response, model)
+        if not _is_answer(response):
+            return _Refused(model, response, raw).answer(api)
+    try:
+        orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise UpstreamInvalid(upstream=model.upstream.name, reason="it is not JSON") from None
+    return Response(raw, media_type="application/json")
+
+
+def _another_may_serve(error: WaterfallError) -> bool:
+    if isinstance(error, _Refused):
+        return error.is_theirs
+    return isinstance(error, UpstreamUnavailable | UpstreamTimeout | UpstreamInvalid)
+
+
 class Serving:
     """One call that is held for and on its way to its upstream."""
 
-    def __init__(self, calls: Calls, request: ChatRequest, model: Model, held: Hold) -> None:
+    def __init__(
+        self,
+        calls: Calls,
+        api: Api,
+        call: ModelCall,
+        model: Model,
+        held: Hold,
+        headers: Mapping[str, str],
+        *,
+        settled: bool = False,
+    ) -> None:
         self._calls = calls
-        self._request = request
+        self._api = api
+        self._call = call
+        self._headers = headers
+        self._settled = settled
         self._model = model
         self._held = held
-        self._request_hash = bytes_hash(request.body)
+        self._request_hash = bytes_hash(call.body)
 
     @asynccontextmanager
     async def _answer(self) -> AsyncIterator[aiohttp.ClientResponse]:
-        body = self._request.upstream_body(self._model, self._held.output_tokens)
+        body = self._api.upstream_body(self._call, self._model, self._held.output_tokens)
         name, metrics, tracing = self._model.upstream.name, self._calls.ledger.metrics, self._calls.tracing
         began, outcome = time.monotonic(), "failed"
         try:
             with tracing.span("upstream", upstream=name) as span:
-                async with self._model.upstream.post(_PATH, body, tracing.headers()) as response:
+                async with self._model.upstream.post(
+                    self._api.upstream_path, body, {**self._headers, **tracing.headers()}
+                ) as response:
                     seconds, outcome = time.monotonic() - began, str(response.status)
                     metrics.upstream_seconds.labels(name).observe(seconds)
                     span.set_attribute("http.response.status_code", response.status)
@@ -78,6 +160,10 @@ class Serving:
             raise
         finally:
             metrics.upstream_requests.labels(name, outcome).inc()
+
+    async def _transaction(self, captured: Captured) -> str | None:
+        """Where the charge is on the chain, for a caller who waits for that."""
+        return await self._calls.settled(captured) if self._settled else None
 
     async def _give_up(self, error: BaseException) -> None:
         """End the hold of a call that failed: free where it cannot have cost anything, else listed as lost."""
@@ -96,37 +182,25 @@ class Serving:
         """
         try:
             async with self._answer() as response:
-                raw = await self._read(response)
+                raw = await _read(response, self._model)
                 if not _is_answer(response):
                     raise _Refused(self._model, response, raw)
-            captured = await self._calls.capture(self._held, self._model, self._meter(raw))
-        except _Refused as refusal:
-            await self._give_up(refusal)
-            return refusal.answer()
+            captured = await self._calls.capture(self._held, self._api.surface, self._model, self._meter(raw))
         except Exception as error:
             await self._give_up(error)
             raise
-        headers = charge_headers(captured.amount, captured.balance)
+        headers = charge_headers(captured, await self._transaction(captured))
         return Response(raw, headers=headers, media_type="application/json")
-
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        raw = bytearray()
-        async for chunk in response.content.iter_any():
-            raw += chunk
-            if len(raw) > _MAX_ANSWER_BYTES:
-                raise self._invalid(f"it is larger than {_MAX_ANSWER_BYTES} bytes")
-        return bytes(raw)
 
     def _meter(self, raw: bytes) -> Metered:
         try:
             answer = orjson.loads(raw)
-            reported = answer["usage"] if isinstance(answer, dict) else None
-            usage = from_openai_chat(reported)
+            reported = self._api.usage_in(answer) if isinstance(answer, dict) else None
+            usage = read(self._api.surface, reported)
         except orjson.JSONDecodeError:
             raise self._invalid("it is not JSON") from None
-        except (KeyError, UsageUnreadable) as error:
-            reason = error.message if isinstance(error, UsageUnreadable) else "it reports no usage"
-            raise self._invalid(reason) from None
+        except UsageUnreadable as error:
+            raise self._invalid("it reports no usage" if reported is None else error.message) from None
         return Metered(usage, reported, self._request_hash, bytes_hash(raw))
 
     def _invalid(self, reason: str) -> UpstreamInvalid:
@@ -140,7 +214,7 @@ class Serving:
         Raises:
             WaterfallError: the upstream did not start to answer; the hold is closed by then.
         """
-        relay = _Relay()
+        relay = _Relay(self._api)
         task = self._calls.start(self._pump(relay))
         try:
             await asyncio.wait([task, relay.started], return_when=asyncio.FIRST_COMPLETED)
@@ -149,10 +223,7 @@ class Serving:
             raise
         if relay.started.done():
             return StreamAnswer(relay)
-        try:
-            task.result()
-        except _Refused as refusal:
-            return refusal.answer()
+        task.result()
         raise AssertionError("a pump that ends without starting has failed")
 
     async def _pump(self, relay: "_Relay") -> None:
@@ -168,23 +239,24 @@ class Serving:
             if not relay.started.done():
                 raise
             if isinstance(error, WaterfallError):
-                last = [_error_event(error)]
+                last = [self._api.error_event(error)]
             else:
                 log.error("unexpected", receipt=self._held.receipt_id, exc_info=error)
-                last = [_error_event(WaterfallError())]
+                last = [self._api.error_event(WaterfallError())]
         relay.end(last)
 
     async def _relay(self, relay: "_Relay") -> list[bytes]:
         """Pass the stream on and capture; its last bytes, which may leave now."""
-        meter = _StreamMeter(include_usage=self._request.include_usage)
+        meter = self._api.stream_meter(self._call)
         cut: WaterfallError | None = None
         try:
             async with self._answer() as response:
                 if not _is_answer(response):
-                    raise _Refused(self._model, response, await self._read(response))
+                    raise _Refused(self._model, response, await _read(response, self._model))
                 async for event in events(response.content.iter_any()):
+                    passed = meter.take(event)
                     relay.start()
-                    for data in meter.take(event):
+                    for data in passed:
                         relay.send(data)
         except (UpstreamInvalid, UpstreamTimeout) as error:
             cut = error
@@ -192,7 +264,7 @@ class Serving:
             cut = self._invalid(str(error))
         return await self._capture(meter, cut)
 
-    async def _capture(self, meter: "_StreamMeter", cut: WaterfallError | None) -> list[bytes]:
+    async def _capture(self, meter: StreamMeter, cut: WaterfallError | None) -> list[bytes]:
         if cut is None and not meter.done:
             cut = self._invalid("it was cut before its end")
         usage, reported = meter.result()
@@ -204,64 +276,19 @@ class Serving:
                 "incomplete", receipt=self._held.receipt_id, pieces=usage.output_tokens, reason=reason
             )
         metered = Metered(usage, reported, self._request_hash, meter.response_hash())
-        await self._calls.capture(self._held, self._model, metered)
-        return meter.tail() if cut is None or reported is not None else [*meter.tail(), _error_event(cut)]
+        captured = await self._calls.capture(self._held, self._api.surface, self._model, metered)
+        last = meter.tail(charge_facts(captured, await self._transaction(captured)))
+        return last if cut is None or reported is not None else [*last, self._api.error_event(cut)]
 
 
-class _StreamMeter:
-    """What a stream has shown so far."""
-
-    def __init__(self, *, include_usage: bool) -> None:
-        self.done = False
-        self._include_usage = include_usage
-        self._hash = keccak.new(b"")
-        self._pieces = 0
-        self._finished = False
-        self._reported: dict[str, Any] | None = None
-        self._is_last_word = False
-        self._tail: list[Event] = []
-
-    def take(self, event: Event) -> list[bytes]:
-        """Take an event in; what may go out now. [DONE], and a usage chunk at the end, wait for the capture."""
-        self._hash.update(event.raw)
-        self._pieces += event.pieces
-        self._finished = self._finished or event.finished
-        self.done = self.done or event.done
-        if event.usage:
-            self._reported = event.usage
-            self._is_last_word = self._finished and not event.has_choices
-        elif event.pieces:
-            self._reported = None  # it was a placeholder: output came after it
-        self._tail.append(event)
-        if self.done or (not event.has_choices and (event.usage is not None or len(self._tail) > 1)):
-            return []
-        passed = self.tail()
-        self._tail.clear()
-        return passed
-
-    def result(self) -> tuple[Usage | None, dict[str, Any] | None]:
-        """Usage and the provider's object; without one, what was provably put out: a token a piece, no input.
-
-        A usage object is the provider's last word if the stream came to its end, or if it stands alone after
-        the end of a choice. None where not even a piece is there.
-        """
-        reported = self._reported if self.done or self._is_last_word else None
-        try:
-            return from_openai_chat(reported), reported
-        except UsageUnreadable:
-            return (Usage(input_tokens=0, output_tokens=self._pieces) if self._pieces else None), None
-
-    def tail(self) -> list[bytes]:
-        """What has not gone out yet and may: a usage chunk only to a caller who asked for it."""
-        return [
-            event.raw
-            for event in self._tail
-            if self._include_usage or event.usage is None or event.has_choices
-        ]
-
-    def response_hash(self) -> str:
-        """Hash of everything the upstream sent."""
-        return "0x" + self._hash.digest().hex()
+async def _read(response: aiohttp.ClientResponse, model: Model) -> bytes:
+    raw = bytearray()
+    async for chunk in response.content.iter_any():
+        raw += chunk
+        if len(raw) > _MAX_ANSWER_BYTES:
+            reason = f"it is larger than {_MAX_ANSWER_BYTES} bytes"
+            raise UpstreamInvalid(upstream=model.upstream.name, reason=reason)
+    return bytes(raw)
 
 
 def _is_answer(response: aiohttp.ClientResponse) -> bool:
@@ -272,24 +299,33 @@ class _Refused(UpstreamRefused):
     """The upstream {upstream} answered {status}: {reason}."""
 
     def __init__(self, model: Model, response: aiohttp.ClientResponse, raw: bytes) -> None:
-        reason = (
-            "it refused this gateway's own key or account" if response.status in _OUR_ACCOUNT else _text(raw)
-        )
-        super().__init__(upstream=model.upstream.name, status=response.status, reason=reason)
-        self.may_have_run = response.status in _MAY_HAVE_RUN
+        status = response.status
+        self._is_ours = status in _OUR_ACCOUNT or status < HTTPStatus.BAD_REQUEST
+        reason = "it refused this gateway's own key or account" if status in _OUR_ACCOUNT else _text(raw)
+        super().__init__(upstream=model.upstream.name, status=status, reason=reason)
+        self.may_have_run = status in _MAY_HAVE_RUN
+        self.is_theirs = self._is_ours or status in _TOO_BUSY or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        """Whether the provider refuses, and not the request is wrong: another model may serve it."""
         self._raw = raw
-        self._status = response.status
+        self._status = status
         self._headers = {
             name: response.headers[name] for name in _PASSED_ON_HEADERS if name in response.headers
         }
         if self.may_have_run:
             self._headers["x-should-retry"] = "false"
 
-    def answer(self) -> Response:
+    def answer(self, api: Api) -> Response:
         """The upstream's own error, unless it is about us or not one that the caller's client can read."""
-        ours = self._status in _OUR_ACCOUNT or self._status < HTTPStatus.BAD_REQUEST
-        raw = self._raw if not ours and _is_error(self._raw) else orjson.dumps(error_body(self))
-        return Response(raw, self.status if ours else self._status, self._headers, "application/json")
+        raw = self._raw if not self._is_ours and _is_error(self._raw) else orjson.dumps(api.error_body(self))
+        status = self.status if self._is_ours else self._status
+        return Response(raw, status, self._headers, "application/json")
+
+
+def refused(api: Api, error: WaterfallError, *, to_platform: bool = False) -> Response:
+    """The answer to a call that failed, as its surface's clients read it."""
+    if isinstance(error, _Refused):
+        return error.answer(api)
+    return error_response(error, api.error_body(error, to_platform=to_platform))
 
 
 def _text(raw: bytes) -> str:
@@ -308,11 +344,6 @@ def _is_error(raw: bytes) -> bool:
     return isinstance(body, dict) and isinstance(body.get("error"), Mapping)
 
 
-def _error_event(error: WaterfallError) -> bytes:
-    # The blank line before it ends what the upstream may have left unfinished.
-    return b"\n\ndata: " + orjson.dumps(error_body(error)) + b"\n\n"
-
-
 class _Relay:
     """Between a pump that reads on and a client that may be slow, stall or leave: neither waits for the other.
 
@@ -320,7 +351,8 @@ class _Relay:
     before it tells its usage.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, api: Api) -> None:
+        self._api = api
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._waiting_bytes = 0
@@ -337,7 +369,7 @@ class _Relay:
             return
         self._waiting_bytes += len(data)
         if self._waiting_bytes > _MAX_WAITING_BYTES:
-            self.leave(_error_event(StreamDropped(bytes=_MAX_WAITING_BYTES)))
+            self.leave(self._api.error_event(StreamDropped(bytes=_MAX_WAITING_BYTES)))
         else:
             self._queue.put_nowait(data)
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waterfall.gateway.completions import _StreamMeter
-from waterfall.gateway.stream import NotAStream, events
+from waterfall.gateway.surfaces.chat import ChatMeter
+from waterfall.gateway.surfaces.streams import NotAStream, events
 from waterfall.receipts import bytes_hash
 from waterfall.types import Usage
 
@@ -41,13 +41,10 @@ async def cut(*chunks):
 # ── Cutting ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_events__whole_stream__its_bytes_untouched_and_what_they_say():
+async def test_events__whole_stream__its_bytes_untouched_and_their_data():
     found = await cut(*WHOLE)
     assert [event.raw for event in found] == WHOLE
-    assert [event.pieces for event in found] == [0, 1, 1, 0, 0, 0]
-    assert [event.usage for event in found] == [None] * 4 + [USAGE, None]
-    assert [event.finished for event in found] == [False] * 3 + [True, False, False]
-    assert [event.done for event in found] == [False] * 5 + [True]
+    assert [event.data for event in found] == [raw.removeprefix(b"data: ").strip() for raw in WHOLE]
 
 
 @pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\r\r"])
@@ -72,23 +69,23 @@ async def test_events__comments_and_other_fields__are_passed_and_say_nothing():
     data = [b": keep-alive\n\n", b"event: message\nid: 1\nretry: 5\n\n", b"\n\n"]
     found = await cut(*data)
     assert b"".join(event.raw for event in found) == b"".join(data)
-    assert all((e.done, e.usage, e.pieces) == (False, None, 0) for e in found)
+    assert all(event.data is None for event in found)
 
 
 async def test_events__data_on_several_lines__is_one_chunk():
     (event,) = await cut(b'data: {"choices": [],\ndata: "usage": {"prompt_tokens": 1}}\n\n')
-    assert event.usage == {"prompt_tokens": 1}
+    assert event.object()["usage"] == {"prompt_tokens": 1}
 
 
 async def test_events__no_blank_line_at_the_end__is_read_all_the_same():
     found = await cut(sse(LAST), b"data: [DONE]")
-    assert [event.done for event in found] == [False, True]
+    assert [event.data for event in found] == [json.dumps(LAST).encode(), b"[DONE]"]
 
 
 @pytest.mark.parametrize("text", ["[DONE]", " [DONE] ", "[DONE]\r"])
-async def test_events__done_in_any_spacing__is_the_end(text):
-    (event,) = await cut(f"data:{text}\n\n".encode())
-    assert event.done
+async def test_meter__done_in_any_spacing__is_the_end(text):
+    _, _, meter = await metered(f"data:{text}\n\n".encode())
+    assert meter.done
 
 
 @pytest.mark.parametrize(
@@ -106,9 +103,9 @@ async def test_events__done_in_any_spacing__is_the_end(text):
         b"<html>\n\n</html>",
     ],
 )
-async def test_events__not_the_stream_of_a_completion__is_refused(data):
+async def test_meter__not_the_stream_of_a_completion__is_refused(data):
     with pytest.raises(NotAStream):
-        await cut(data)
+        await metered(data)
 
 
 async def test_events__an_event_without_end__is_refused_in_time():
@@ -130,15 +127,15 @@ async def test_events__an_event_without_end__is_refused_in_time():
         ("text", 0),
     ],
 )
-async def test_events__delta__is_a_piece_if_there_is_output_in_it(delta, pieces):
-    (event,) = await cut(sse({"choices": [{"delta": delta}]}))
-    assert event.pieces == pieces
+async def test_meter__delta__is_a_piece_if_there_is_output_in_it(delta, pieces):
+    _, _, meter = await metered(sse({"choices": [{"delta": delta}]}))
+    assert meter.pieces == pieces
 
 
-async def test_events__several_choices__each_with_output_is_a_piece():
+async def test_meter__several_choices__each_with_output_is_a_piece():
     choices = [{"delta": {"content": "a"}}, {"delta": {}}, {"delta": {"content": "b"}}, 5]
-    (event,) = await cut(sse({"choices": choices}))
-    assert event.pieces == 2
+    _, _, meter = await metered(sse({"choices": choices}))
+    assert meter.pieces == 2
 
 
 # ── Metering ─────────────────────────────────────────────────────────────────────────────────────────
@@ -146,7 +143,7 @@ async def test_events__several_choices__each_with_output_is_a_piece():
 
 async def metered(*data, include_usage=False):
     """What went out at once, what waited for the capture, and the meter."""
-    meter = _StreamMeter(include_usage=include_usage)
+    meter = ChatMeter(shows_usage=include_usage)
     now = [raw for event in await cut(*data) for raw in meter.take(event)]
     return now, meter.tail(), meter
 

@@ -1,0 +1,69 @@
+"""What a caller asks of the gateway itself, by headers."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from starlette.datastructures import Headers
+
+from waterfall.errors import InvalidRequest
+
+_WAIT, _SETTLE = "X-Waterfall-Wait", "X-Waterfall-Settle"
+_MOST_SECONDS = 60
+_MODES = ("async", "included")
+
+TERMS: list[dict[str, Any]] = [
+    {
+        "name": "X-Waterfall-Account",
+        "in": "header",
+        "required": False,
+        "description": "With a platform key: the account that pays.",
+        "schema": {"type": "string"},
+    },
+    {
+        "name": _WAIT,
+        "in": "header",
+        "required": False,
+        "description": "Seconds to wait for the account's running calls to end, where what they hold is all that is missing.",
+        "schema": {"type": "integer", "minimum": 0, "maximum": _MOST_SECONDS},
+    },
+    {
+        "name": _SETTLE,
+        "in": "header",
+        "required": False,
+        "description": "`included`: the answer, or the end of a stream, leaves once its charge is on the chain, and tells its "
+        "transaction. `async`, the default: it leaves at once.",
+        "schema": {"type": "string", "enum": list(_MODES)},
+    },
+]
+"""As OpenAPI describes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a call is served."""
+
+    wait_seconds: int = 0
+    """How long it may wait for the account's own running calls to end."""
+    settled: bool = False
+    """Whether it ends only once its charge is on the chain."""
+
+    @classmethod
+    def read(cls, headers: Headers) -> Self:
+        """Those of a request.
+
+        Raises:
+            InvalidRequest
+        """
+        wait, settle = headers.get(_WAIT, "0"), headers.get(_SETTLE, _MODES[0])
+        if not (
+            wait.isascii()
+            and wait.isdecimal()
+            and len(wait) <= len(str(_MOST_SECONDS))
+            and int(wait) <= _MOST_SECONDS
+        ):
+            raise InvalidRequest(
+                reason=f"{_WAIT} must be a whole number of seconds from 0 to {_MOST_SECONDS}.", param=_WAIT
+            )
+        if settle not in _MODES:
+            raise InvalidRequest(reason=f"{_SETTLE} must be one of {', '.join(_MODES)}.", param=_SETTLE)
+        return cls(int(wait), settle == _MODES[1])
