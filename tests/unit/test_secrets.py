@@ -207,9 +207,14 @@ def log(tmp_path, monkeypatch):
     structlog.reset_defaults()  # the other unit tests log nothing
     file = tmp_path / "log"
     logs.configure(file)
-    stream = structlog.get_logger().bind()._logger._file  # noqa: SLF001 - open until the process ends, but for tests
-    yield structlog.get_logger(), file.read_text
-    stream.close()
+    lines = structlog.get_logger().bind()._logger._file  # noqa: SLF001 - open until the process ends, but for tests
+
+    def read():
+        lines._write()  # noqa: SLF001 - what came thick waits for a moment
+        return file.read_text()
+
+    yield structlog.get_logger(), read
+    lines._stream.close()  # noqa: SLF001
     structlog.configure(**before)
 
 

@@ -1,17 +1,23 @@
 """Where logs go: to the terminal as lines for people, or to a file or pipe as JSON; and what never gets into them."""
 
+import atexit
 import json
 import re
 import sys
 import tempfile
+import threading
+import time
 import traceback
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 _SHORTEST_SECRET = 8
+_TOGETHER_SECONDS = 0.01
 _NOTHING = re.compile(r"(?!)")
 
 _concealed: set[str] = set()
@@ -24,7 +30,7 @@ def configure(to: Path | None = None) -> None:
     stream: TextIO = sys.stderr
     if to is not None:
         to.parent.mkdir(parents=True, exist_ok=True)
-        stream = to.open("a", buffering=1)
+        stream = to.open("a")
     renderer = structlog.dev.ConsoleRenderer() if stream.isatty() else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
@@ -35,9 +41,51 @@ def configure(to: Path | None = None) -> None:
             renderer,
             _redact_line,
         ],
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, Lines(stream))),
         cache_logger_on_first_use=False,
     )
+
+
+class Lines:
+    """A file whose lines are written at once while they come now and then, and together while they come thick.
+
+    Every call logs several. Each write lets other threads take the interpreter, and the caller waits for it to come back,
+    for longer than everything else that a line costs. A process that is killed loses what came in the last hundredth of
+    a second, in which it had written before.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: deque[str] = deque()
+        self._written_at = 0.0
+        self._writing = threading.Lock()
+        self._some_wait = threading.Event()
+        threading.Thread(target=self._write_later, name="log", daemon=True).start()
+        atexit.register(self._write)
+
+    def write(self, line: str) -> None:
+        """Take a line."""
+        self._lines.append(line)
+
+    def flush(self) -> None:
+        """Write what there is, or let it wait for what comes at the same time."""
+        if time.monotonic() - self._written_at >= _TOGETHER_SECONDS:
+            self._write()
+        elif not self._some_wait.is_set():
+            self._some_wait.set()
+
+    def _write(self) -> None:
+        with self._writing, suppress(OSError, ValueError):  # nobody reads any more: the service goes on
+            while self._lines:
+                self._stream.write(self._lines.popleft())
+            self._stream.flush()
+        self._written_at = time.monotonic()
+
+    def _write_later(self) -> None:
+        while self._some_wait.wait():
+            time.sleep(_TOGETHER_SECONDS)
+            self._some_wait.clear()
+            self._write()
 
 
 def conceal(*secrets: str) -> None:
