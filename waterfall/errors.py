@@ -120,6 +120,29 @@ class IdempotencyConflict(WaterfallError):
     status = 409
 
 
+class CallRepeated(WaterfallError):
+    """This Idempotency-Key stands for the call {receipt} already."""
+
+    code = "call_repeated"
+    status = 409
+
+
+class AlreadyCharged(WaterfallError):
+    """The call under this Idempotency-Key was made and charged, see its receipt {receipt}, and its answer is kept no more:
+    use a new key for a new call."""
+
+    code = "already_charged"
+    status = 409
+
+
+class CallLost(WaterfallError):
+    """The call under this Idempotency-Key may have run, but its answer was lost, and nothing was charged; its receipt id is
+    {receipt}: use a new key for a new call."""
+
+    code = "call_lost"
+    status = 409
+
+
 class HoldNotOpen(WaterfallError):
     """The hold {receipt} is not open any more."""
 

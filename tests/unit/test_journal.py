@@ -32,6 +32,7 @@ from making import (
 from waterfall.chain.events import Rejection
 from waterfall.errors import (
     AccountNotFound,
+    CallRepeated,
     FundsHeld,
     HoldNotOpen,
     IdempotencyConflict,
@@ -41,7 +42,8 @@ from waterfall.errors import (
     PaymentRequired,
 )
 from waterfall.ledger import journal, schema
-from waterfall.ledger.journal import Caller
+from waterfall.ledger.books import Hold, Once
+from waterfall.ledger.journal import Answer, Caller
 from waterfall.ledger.store import Ledger
 from waterfall.metering import prices
 from waterfall.receipts import price_id
@@ -635,3 +637,83 @@ class Calls(RuleBasedStateMachine):
 
 TestCalls = Calls.TestCase
 TestCalls.settings = settings(max_examples=10, stateful_step_count=20)
+
+
+# ── Calls under an idempotency key ───────────────────────────────────────────────────────────────────
+
+ONCE = Once("calls of somebody", "key", word("body"))
+
+
+async def hold_once(desk, once=ONCE, after=None):
+    return await desk.ledger.hold(
+        Caller(ACCOUNT, None),
+        "small",
+        prices.fixed(USD),
+        block_time=BLOCK_TIME,
+        expiry_margin=0,
+        once=once,
+        after=after,
+    )
+
+
+async def test_hold__under_a_key_that_was_used__is_refused_with_the_first_ones_receipt(desk):
+    first = await hold_once(desk)
+    for _ in range(2):
+        with pytest.raises(CallRepeated) as repeated:
+            await hold_once(desk)
+        assert repeated.value.details["receipt"] == first.receipt_id
+    with pytest.raises(IdempotencyConflict):
+        await hold_once(desk, Once(ONCE.scope, ONCE.key, word("other")))
+    assert await reserved(desk) == (USD, 0)
+    assert (await hold_once(desk, Once("of another", ONCE.key, ONCE.body_hash))).sequence != first.sequence
+
+
+async def test_holds__under_one_key_at_once__one_is_made(desk):
+    outcomes = await asyncio.gather(*(hold_once(desk) for _ in range(20)), return_exceptions=True)
+    (made,) = [outcome for outcome in outcomes if isinstance(outcome, Hold)]
+    others = [outcome for outcome in outcomes if outcome is not made]
+    assert {type(other) for other in others} == {CallRepeated}
+    assert {other.details["receipt"] for other in others} == {made.receipt_id}
+    assert await reserved(desk) == (USD, 0)
+
+
+async def test_hold__under_the_key_of_one_that_was_released__takes_its_place(desk):
+    first = await hold_once(desk)
+    await desk.ledger.release(first, "not reached")
+    second = await hold_once(desk)
+    with pytest.raises(CallRepeated) as repeated:
+        await hold_once(desk)
+    assert repeated.value.details["receipt"] == second.receipt_id
+
+
+async def test_hold__under_the_key_of_one_that_was_lost__only_for_the_same_call(desk):
+    first = await hold_once(desk)
+    await desk.ledger.lose(first, "it broke off")
+    with pytest.raises(CallRepeated):
+        await hold_once(desk)
+    second = await hold_once(desk, after=first.sequence)
+    with pytest.raises(CallRepeated) as repeated:
+        await hold_once(desk, after=first.sequence)
+    assert repeated.value.details["receipt"] == second.receipt_id
+
+
+async def test_hold__refused_under_a_key__leaves_the_key_free(desk):
+    with pytest.raises(InsufficientFunds):
+        await desk.ledger.hold(
+            Caller(ACCOUNT, None),
+            "small",
+            prices.fixed(FUNDED + 1),
+            block_time=BLOCK_TIME,
+            expiry_margin=0,
+            once=ONCE,
+        )
+    assert await desk.table(schema.idempotency) == []
+    assert await hold_once(desk)
+
+
+async def test_capture__with_an_answer__keeps_it_for_repeats(desk):
+    held = await hold_once(desk)
+    assert await desk.ledger.find_answer(ONCE) is None
+    given = Answer(ONCE, "application/json", b'{"\xff": 1}')
+    await desk.ledger.capture(held, sign(held, 5), answer=given)
+    assert await desk.ledger.find_answer(ONCE) == given

@@ -8,7 +8,8 @@ from making import ACCOUNT, FUNDED, OTHER, USD, block, card, charged, deposited,
 from waterfall.chain.verify import check_amount
 from waterfall.errors import AccountBusy, AccountNotFound, VerificationFailed
 from waterfall.ledger import retention, schema, views
-from waterfall.ledger.journal import Caller, now_ms
+from waterfall.ledger.books import Once
+from waterfall.ledger.journal import Answer, Caller, now_ms
 from waterfall.ledger.retention import RetentionSettings, sweep
 from waterfall.metering import prices
 from waterfall.receipts import check_signature
@@ -254,3 +255,19 @@ async def test_forget__other_process__lets_nobody_in_with_the_keys_either(two, o
             await asyncio.sleep(0.01)
     following.cancel()
     assert other.keys.find(f"wf_{OTHER}") is not None
+
+
+async def test_sweep__answers__are_kept_for_their_hours_and_their_keys_for_longer(desk):
+    once = Once("calls", "key", "hash")
+    held = await desk.ledger.hold(
+        Caller(ACCOUNT, None), "small", prices.fixed(USD), block_time=0, expiry_margin=0, once=once
+    )
+    await desk.ledger.capture(held, sign(held, 5), answer=Answer(once, "text/plain", b"hi"))
+    hour = DAY // 24
+    assert (await swept(desk, RetentionSettings(), now_ms() + 23 * hour)).answers == 0
+    assert await desk.ledger.find_answer(once) is not None
+    assert (await swept(desk, RetentionSettings(), now_ms() + 25 * hour)).answers == 1
+    assert await desk.ledger.find_answer(once) is None
+    (row,) = await desk.table(schema.idempotency)
+    assert (row["key"], row["sequence"]) == ("key", held.sequence)
+    assert (await swept(desk, RetentionSettings(), now_ms() + 25 * hour)).answers == 0

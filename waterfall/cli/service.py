@@ -284,6 +284,7 @@ async def _serve_calls(
         watch,
         traces,
         settings.tariffs,
+        keeps_answers=settings.retention.answer_hours > 0,
     )
     server = Server(gateway.app, listener, int(settings.gateway.drain_seconds))
     stop = Stop()

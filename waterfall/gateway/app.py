@@ -81,6 +81,8 @@ class Gateway:
         watch: Watch,
         tracing: Tracing | None = None,
         tariffs: Tariffs | None = None,
+        *,
+        keeps_answers: bool = True,
     ) -> None:
         """A gateway.
 
@@ -94,6 +96,7 @@ class Gateway:
             watch: looks at this service.
             tracing: takes traces.
             tariffs: what the platform adds to prices.
+            keeps_answers: whether a repeat under an idempotency key is given the answer of the first.
         """
         self._settings = settings
         self._ledger = ledger
@@ -107,6 +110,7 @@ class Gateway:
             meter,
             max_projection_age_seconds=settings.max_projection_age_seconds,
             longest_call_seconds=max((u.max_call_seconds for u in upstreams.values()), default=0),
+            keeps_answers=keeps_answers,
             tracing=self._tracing,
         )
         self.app = self._app(label_salt)
@@ -134,7 +138,7 @@ class Gateway:
                 methods=["POST"],
                 response_class=Response,
                 responses=_MODEL_ANSWERS
-                | wire.errors(400, 401, 402, 403, 404, 413, 502, 503, 504)
+                | wire.errors(400, 401, 402, 403, 404, 409, 413, 502, 503, 504)
                 | _PASSED_ON,
                 openapi_extra=_of_a_call(api),
             )

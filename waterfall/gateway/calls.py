@@ -22,9 +22,10 @@ from waterfall.failpoints import failpoint
 from waterfall.gateway.models import Model
 from waterfall.gateway.tracing import Tracing
 from waterfall.ledger import views
-from waterfall.ledger.books import Hold
-from waterfall.ledger.journal import Caller, Captured
+from waterfall.ledger.books import Hold, Once
+from waterfall.ledger.journal import Answer, Caller, Captured
 from waterfall.ledger.store import Ledger, new_receipt_id
+from waterfall.ledger.views import CallRecord
 from waterfall.metering import prices
 from waterfall.metering.prices import Bound
 from waterfall.receipts import Domain, canonical_hash, receipt_digest
@@ -64,6 +65,7 @@ class Calls:
         *,
         max_projection_age_seconds: float,
         longest_call_seconds: float,
+        keeps_answers: bool = True,
         tracing: Tracing | None = None,
     ) -> None:
         """Calls over one ledger.
@@ -74,12 +76,14 @@ class Calls:
             max_projection_age_seconds: no call is authorised on an older view of the chain.
             longest_call_seconds: with the settlement's bound, how long before its expiry a policy counts as
                 expired.
+            keeps_answers: whether a repeat of a call is given its answer.
             tracing: takes the spans of their steps.
         """
         self.ledger = ledger
         self.tracing = tracing or Tracing()
         self.is_stopping = False
         """Whether no new ones are taken."""
+        self.keeps_answers = keeps_answers
         self.meter_address = meter.address
         self._meter = meter
         self._max_age = max_projection_age_seconds
@@ -91,7 +95,15 @@ class Calls:
         """Set whenever a hold of this process has ended."""
 
     async def hold(
-        self, caller: Caller, surface: Surface, model: Model, bound: Bound, *, wait_seconds: float = 0
+        self,
+        caller: Caller,
+        surface: Surface,
+        model: Model,
+        bound: Bound,
+        *,
+        wait_seconds: float = 0,
+        once: Once | None = None,
+        after: int | None = None,
     ) -> Hold:
         """Set the call's provable maximum aside. If the caller is cancelled meanwhile, it is given back.
 
@@ -101,6 +113,8 @@ class Calls:
             model: the model.
             bound: the provable maximum.
             wait_seconds: how long to wait, where the account's own running calls hold what is missing.
+            once: the idempotency key of the call.
+            after: the sequence of the attempt for the same call that this one follows.
 
         Raises:
             AccountNotFound, PaymentRequired, Unavailable, LedgerError
@@ -108,7 +122,7 @@ class Calls:
         until = time.monotonic() + wait_seconds
         while True:
             try:
-                return await self._hold_now(caller, surface, model, bound)
+                return await self._hold_now(caller, surface, model, bound, once, after)
             except FundsHeld:
                 left = until - time.monotonic()
                 if left <= 0:
@@ -117,8 +131,16 @@ class Calls:
                 with suppress(TimeoutError):  # another process frees what this one is not told of
                     await asyncio.wait_for(self._freed.wait(), min(left, _LOOK_AGAIN_SECONDS))
 
-    async def _hold_now(self, caller: Caller, surface: Surface, model: Model, bound: Bound) -> Hold:
-        holding = self.start(self._hold(caller, surface, model, bound))
+    async def _hold_now(
+        self,
+        caller: Caller,
+        surface: Surface,
+        model: Model,
+        bound: Bound,
+        once: Once | None,
+        after: int | None,
+    ) -> Hold:
+        holding = self.start(self._hold(caller, surface, model, bound, once, after))
         try:
             with self.tracing.span("hold", model=model.name) as span:
                 held = await asyncio.shield(holding)
@@ -129,7 +151,15 @@ class Calls:
             self.start(self._release_unused(holding))
             raise
 
-    async def _hold(self, caller: Caller, surface: Surface, model: Model, bound: Bound) -> Hold:
+    async def _hold(
+        self,
+        caller: Caller,
+        surface: Surface,
+        model: Model,
+        bound: Bound,
+        once: Once | None,
+        after: int | None,
+    ) -> Hold:
         block_time = self._block_time()
         await self.ledger.keep_rate_card(model.price_id, model.card)
         receipt_id = new_receipt_id()
@@ -143,6 +173,8 @@ class Calls:
                     expiry_margin=self._expiry_margin,
                     surface=surface,
                     receipt_id=receipt_id,
+                    once=once,
+                    after=after,
                 )
             except LedgerError:
                 self.start(self._release_unanswered(receipt_id, caller.account))
@@ -178,7 +210,9 @@ class Calls:
         reason = "its hold was answered by an error, so the upstream was not called"
         await _until_durable(lambda: self.ledger.release_unanswered(receipt_id, account, reason))
 
-    async def capture(self, held: Hold, surface: Surface, model: Model, metered: Metered) -> Captured:
+    async def capture(
+        self, held: Hold, surface: Surface, model: Model, metered: Metered, answer: Answer | None = None
+    ) -> Captured:
         """Charge what was metered. Tried until it is durable: delivered work never goes uncharged by a hiccup.
 
         Raises:
@@ -203,6 +237,7 @@ class Calls:
                 signed,
                 price - amount,
                 vendor_cost=prices.amount(metered.usage, model.vendor_card),
+                answer=answer,
                 expiry_margin=_SETTLEMENT_BOUND_SECONDS,
             )
 
@@ -233,6 +268,21 @@ class Calls:
         finally:
             self._open.pop(held.sequence, None)
             self._freed.set()
+
+    async def ended(self, receipt_id: str, seconds: float) -> CallRecord:
+        """A call that another request made, once it has ended.
+
+        Raises:
+            Unavailable: it has not in this time.
+        """
+        ledger, until = self.ledger, time.monotonic() + seconds
+        while True:
+            call = await ledger.read(lambda c: views.call(c, receipt_id, ledger.chain_id, ledger.vault))
+            if call.settlement.state != "held":
+                return call
+            if self.is_stopping or time.monotonic() > until:
+                raise Unavailable(reason=f"the call {receipt_id} of this Idempotency-Key is still running")
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
     async def settled(self, captured: Captured) -> str | None:
         """The transaction that has brought a charge to the chain, once one has.

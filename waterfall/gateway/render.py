@@ -9,6 +9,7 @@ from waterfall.errors import FundsHeld, Unavailable, Unsure, WaterfallError
 from waterfall.gateway.upstreams import may_be_retried
 from waterfall.ledger.books import Hold
 from waterfall.ledger.journal import Captured
+from waterfall.ledger.views import CallRecord
 from waterfall.money import format_usd
 
 _TYPES = {
@@ -61,6 +62,19 @@ def hold_headers(held: Hold, model: str) -> dict[str, str]:
         "X-Waterfall-Receipt-Id": held.receipt_id,
         "X-Waterfall-Hold": format_usd(held.amount),
         "X-Waterfall-Model": quote(model),
+    }
+
+
+def replay_headers(call: CallRecord) -> dict[str, str]:
+    """What is known of a call's money, for a repeat of it."""
+    receipt = call.receipt
+    cost = {} if receipt is None else {"X-Waterfall-Cost": format_usd(receipt.receipt.amount)}
+    return {
+        "X-Waterfall-Receipt-Id": call.receipt_id,
+        "X-Waterfall-Hold": format_usd(call.held),
+        "X-Waterfall-Model": quote(call.model),
+        **cost,
+        "X-Waterfall-Replayed": "true",
     }
 
 

@@ -15,6 +15,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from waterfall.errors import (
+    AlreadyCharged,
+    CallLost,
+    CallRepeated,
     StreamDropped,
     UpstreamInvalid,
     UpstreamRefused,
@@ -24,12 +27,20 @@ from waterfall.errors import (
 )
 from waterfall.gateway.calls import Calls, Metered
 from waterfall.gateway.models import Model
-from waterfall.gateway.render import charge_facts, charge_headers, error_response, hold_headers
+from waterfall.gateway.render import (
+    charge_facts,
+    charge_headers,
+    error_response,
+    hold_headers,
+    replay_headers,
+)
 from waterfall.gateway.surfaces.api import Api, ModelCall
 from waterfall.gateway.surfaces.streams import NotAStream, StreamMeter, events
 from waterfall.gateway.terms import Terms
-from waterfall.ledger.books import Hold
-from waterfall.ledger.journal import Caller, Captured
+from waterfall.ledger.books import Hold, Once
+from waterfall.ledger.journal import Answer, Caller, Captured
+from waterfall.ledger.views import CallRecord
+from waterfall.metering.prices import Bound
 from waterfall.metering.usage import UsageUnreadable, read
 from waterfall.receipts import bytes_hash
 
@@ -44,6 +55,10 @@ _MAX_ANSWER_BYTES = 64 * 2**20
 _SHOWN_OF_A_REFUSAL = 1000
 _PASSED_ON_HEADERS = ("retry-after", "retry-after-ms")
 _MAX_WAITING_BYTES = 4 * 2**20
+_MAX_KEPT_BYTES = 4 * 2**20
+"""Of an answer that a repeat of the call may be given."""
+_SCOPE = "calls of "
+"""Whose idempotency keys those of calls are: each account's own."""
 
 
 async def serve(
@@ -52,17 +67,62 @@ async def serve(
     """Hold, call, capture and answer, by the first of these models that serves the call.
 
     Each attempt has a hold and a price of its own. One that failed is given back, or listed as lost, before the next
-    begins: whatever happens, the caller pays for one answer.
+    begins: whatever happens, the caller pays for one answer. Under an idempotency key, what was answered before is
+    answered again, and what is running is waited for.
 
     Raises:
         PaymentRequired, InvalidRequest, Unavailable, LedgerError: before anything was sent.
+        IdempotencyConflict, AlreadyCharged, CallLost: by the idempotency key.
     """
     terms = Terms.read(headers)
-    passed_on = {name: headers[name] for name in api.passed_on if name in headers}
     bounds = [call.bound(model) for model in models]  # of all, before the first is tried
+    key = terms.idempotency_key
+    once = None if key is None else Once(_SCOPE + caller.account, key, bytes_hash(call.body))
+    while True:
+        try:
+            return await _serve(calls, api, call, models, bounds, caller, headers, terms, once)
+        except CallRepeated as repeated:
+            assert once is not None  # noqa: S101 - it was repeated under it
+            longest = sum(model.upstream.settings.max_call_seconds for model in models)
+            earlier = await calls.ended(str(repeated.details["receipt"]), longest)
+            if earlier.settlement.state != "released":  # else nothing has come of it: it may be made now
+                return await _answer_again(calls, once, earlier)
+
+
+async def _answer_again(calls: Calls, once: Once, earlier: CallRecord) -> Response:
+    if earlier.receipt is None:
+        raise CallLost(receipt=earlier.receipt_id)
+    answer = await calls.ledger.find_answer(once)
+    if answer is None:
+        raise AlreadyCharged(receipt=earlier.receipt_id)
+    return Response(answer.body, headers=replay_headers(earlier), media_type=answer.media_type)
+
+
+async def _serve(
+    calls: Calls,
+    api: Api,
+    call: ModelCall,
+    models: list[Model],
+    bounds: list[Bound],
+    caller: Caller,
+    headers: Headers,
+    terms: Terms,
+    once: Once | None,
+) -> Response:
+    passed_on = {name: headers[name] for name in api.passed_on if name in headers}
+    before: int | None = None
     for number, (model, bound) in enumerate(zip(models, bounds, strict=True), 1):
-        held = await calls.hold(caller, api.surface, model, bound, wait_seconds=terms.wait_seconds)
-        serving = Serving(calls, api, call, model, held, passed_on, settled=terms.settled)
+        held = await calls.hold(
+            caller,
+            api.surface,
+            model,
+            bound,
+            wait_seconds=terms.wait_seconds,
+            once=once,
+            after=before,
+        )
+        before = held.sequence
+        serving = Serving(calls, api, call, model, held, passed_on, once=once, settled=terms.settled)
         try:
             response = await (
                 serving.streamed() if call.stream else asyncio.shield(calls.start(serving.whole()))
@@ -123,6 +183,7 @@ class Serving:
         held: Hold,
         headers: Mapping[str, str],
         *,
+        once: Once | None = None,
         settled: bool = False,
     ) -> None:
         self._calls = calls
@@ -130,6 +191,9 @@ class Serving:
         self._call = call
         self._headers = headers
         self._settled = settled
+        self._once = once if calls.keeps_answers else None
+        self._shown = bytearray()
+        """What the caller is shown of a stream, where it is kept."""
         self._model = model
         self._held = held
         self._request_hash = bytes_hash(call.body)
@@ -161,6 +225,13 @@ class Serving:
         finally:
             metrics.upstream_requests.labels(name, outcome).inc()
 
+    async def _capture(self, metered: Metered, media_type: str, shown: bytes) -> Captured:
+        """Charge for what was metered, and keep what was shown for whoever repeats the call."""
+        answer = None
+        if self._once is not None and len(shown) <= _MAX_KEPT_BYTES:
+            answer = Answer(self._once, media_type, shown)
+        return await self._calls.capture(self._held, self._api.surface, self._model, metered, answer)
+
     async def _transaction(self, captured: Captured) -> str | None:
         """Where the charge is on the chain, for a caller who waits for that."""
         return await self._calls.settled(captured) if self._settled else None
@@ -185,7 +256,7 @@ class Serving:
                 raw = await _read(response, self._model)
                 if not _is_answer(response):
                     raise _Refused(self._model, response, raw)
-            captured = await self._calls.capture(self._held, self._api.surface, self._model, self._meter(raw))
+            captured = await self._capture(self._meter(raw), "application/json", raw)
         except Exception as error:
             await self._give_up(error)
             raise
@@ -258,13 +329,18 @@ class Serving:
                     relay.start()
                     for data in passed:
                         relay.send(data)
+                        self._keep(data)
         except (UpstreamInvalid, UpstreamTimeout) as error:
             cut = error
         except NotAStream as error:
             cut = self._invalid(str(error))
-        return await self._capture(meter, cut)
+        return await self._end(meter, cut)
 
-    async def _capture(self, meter: StreamMeter, cut: WaterfallError | None) -> list[bytes]:
+    def _keep(self, data: bytes) -> None:
+        if self._once is not None and len(self._shown) <= _MAX_KEPT_BYTES:
+            self._shown += data
+
+    async def _end(self, meter: StreamMeter, cut: WaterfallError | None) -> list[bytes]:
         if cut is None and not meter.done:
             cut = self._invalid("it was cut before its end")
         usage, reported = meter.result()
@@ -276,9 +352,11 @@ class Serving:
                 "incomplete", receipt=self._held.receipt_id, pieces=usage.output_tokens, reason=reason
             )
         metered = Metered(usage, reported, self._request_hash, meter.response_hash())
-        captured = await self._calls.capture(self._held, self._api.surface, self._model, metered)
-        last = meter.tail(charge_facts(captured, await self._transaction(captured)))
-        return last if cut is None or reported is not None else [*last, self._api.error_event(cut)]
+        broken = [] if cut is None or reported is not None else [self._api.error_event(cut)]
+        for data in (*meter.tail(), *broken):
+            self._keep(data)
+        captured = await self._capture(metered, StreamAnswer.media_type, bytes(self._shown))
+        return [*meter.tail(charge_facts(captured, await self._transaction(captured))), *broken]
 
 
 async def _read(response: aiohttp.ClientResponse, model: Model) -> bytes:

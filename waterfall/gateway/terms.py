@@ -7,7 +7,8 @@ from starlette.datastructures import Headers
 
 from waterfall.errors import InvalidRequest
 
-_WAIT, _SETTLE = "X-Waterfall-Wait", "X-Waterfall-Settle"
+_WAIT, _SETTLE, _ONCE = "X-Waterfall-Wait", "X-Waterfall-Settle", "Idempotency-Key"
+_LONGEST_KEY = 255
 _MOST_SECONDS = 60
 _MODES = ("async", "included")
 
@@ -34,6 +35,14 @@ TERMS: list[dict[str, Any]] = [
         "transaction. `async`, the default: it leaves at once.",
         "schema": {"type": "string", "enum": list(_MODES)},
     },
+    {
+        "name": _ONCE,
+        "in": "header",
+        "required": False,
+        "description": "The same key with the same body is one call: a repeat is given the first answer, and waits for it if it "
+        "has to.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": _LONGEST_KEY},
+    },
 ]
 """As OpenAPI describes them."""
 
@@ -46,6 +55,8 @@ class Terms:
     """How long it may wait for the account's own running calls to end."""
     settled: bool = False
     """Whether it ends only once its charge is on the chain."""
+    idempotency_key: str | None = None
+    """Under which it is made once."""
 
     @classmethod
     def read(cls, headers: Headers) -> Self:
@@ -66,4 +77,7 @@ class Terms:
             )
         if settle not in _MODES:
             raise InvalidRequest(reason=f"{_SETTLE} must be one of {', '.join(_MODES)}.", param=_SETTLE)
-        return cls(int(wait), settle == _MODES[1])
+        once = headers.get(_ONCE)
+        if once is not None and not 1 <= len(once) <= _LONGEST_KEY:
+            raise InvalidRequest(reason=f"{_ONCE} must have 1 to {_LONGEST_KEY} characters.", param=_ONCE)
+        return cls(int(wait), settle == _MODES[1], once)

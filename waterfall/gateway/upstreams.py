@@ -9,7 +9,10 @@ import aiohttp
 import structlog
 
 from waterfall.errors import (
+    AlreadyCharged,
+    CallLost,
     HoldNotOpen,
+    IdempotencyConflict,
     UnsupportedRoute,
     UpstreamInvalid,
     UpstreamTimeout,
@@ -139,9 +142,13 @@ def _payload(body: bytes) -> bytes | io.BytesIO:
     return body if len(body) <= _LARGE_BYTES else io.BytesIO(body)
 
 
+_OfARepeat = AlreadyCharged | CallLost | IdempotencyConflict
+
+
 def may_be_retried(error: WaterfallError) -> bool:
     """Whether a client may send the call again by itself: it cannot run twice, and may fare better."""
     is_defect = type(error) is WaterfallError
     return not (
-        is_defect or isinstance(error, UpstreamTimeout | UpstreamInvalid | HoldNotOpen | UnsupportedRoute)
+        is_defect
+        or isinstance(error, UpstreamTimeout | UpstreamInvalid | HoldNotOpen | UnsupportedRoute | _OfARepeat)
     )

@@ -42,6 +42,12 @@ _CHARGE = (
     "captured_at",
 )
 _RESERVE = ("held", "unsettled", "its_account")
+_ITS_KEY = schema.idempotency.update().where(
+    schema.idempotency.c.scope == sa.bindparam("its_scope"),
+    schema.idempotency.c.key == sa.bindparam("its_key"),
+)
+_ITS_KEY_AGAIN = _ITS_KEY.values({name: sa.bindparam(name) for name in ("sequence", "created_at")})
+_ITS_ANSWER = _ITS_KEY.values({name: sa.bindparam(name) for name in ("media_type", "answer")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,17 @@ class Hold:
     """The provable maximum, credit units."""
     output_tokens: int
     """How much output it pays for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """An idempotency key: what is asked for under it happens once."""
+
+    scope: str
+    """Whose keys, and of what, these are."""
+    key: str
+    body_hash: str
+    """Hash of the request, so that a reused key is told apart from a repeat."""
 
 
 class HoldsChanged(Exception):
@@ -130,6 +147,8 @@ class Books:
         self._ended: list[Hold] = []
         self._charges: list[tuple[Any, ...]] = []
         self._keys: list[dict[str, Any]] = []
+        self._keys_again: list[dict[str, Any]] = []
+        self._answers: list[dict[str, Any]] = []
         self._reserved: list[tuple[Wallet, int, int]] = []
 
     # ── What operations do ───────────────────────────────────────────────────────────────────────────
@@ -199,17 +218,19 @@ class Books:
         self._charges.append(row)
         self._reserve(hold.account, unsettled=amount)
 
-    def remember(self, scope: str, key: str, body_hash: str, hold: Hold) -> None:
-        """Keep which hold an idempotency key stands for."""
-        self._keys.append(
-            {
-                "scope": scope,
-                "key": key,
-                "body_hash": body_hash,
-                "sequence": hold.sequence,
-                "created_at": self.now,
-            }
-        )
+    def remember(self, once: Once, hold: Hold, *, again: bool = False) -> None:
+        """Keep which hold an idempotency key stands for; `again`: from now on, and no more for an earlier one."""
+        stands_for = {"sequence": hold.sequence, "created_at": self.now}
+        if again:
+            self._keys_again.append({"its_scope": once.scope, "its_key": once.key, **stands_for})
+        else:
+            row = {"scope": once.scope, "key": once.key, "body_hash": once.body_hash, **stands_for}
+            self._keys.append(row)
+
+    def keep_answer(self, once: Once, media_type: str, answer: bytes) -> None:
+        """Keep the answer that a repeat is given."""
+        row = {"its_scope": once.scope, "its_key": once.key, "media_type": media_type, "answer": answer}
+        self._answers.append(row)
 
     def run(self, statement: sa.Executable) -> sa.CursorResult[Any]:
         """Execute a SQLAlchemy statement at once, for what is not gathered; a write, as the operation's last step."""
@@ -244,6 +265,8 @@ class Books:
             self._ended,
             self._charges,
             self._keys,
+            self._keys_again,
+            self._answers,
             self._reserved,
         )
         before = [len(rows) for rows in gathered]
@@ -283,6 +306,10 @@ class Books:
             self._raw.cursor().executemany(statements.insert_charge, self._charges)
         if self._keys:
             self._connection.execute(schema.idempotency.insert(), self._keys)
+        if self._keys_again:
+            self._connection.execute(_ITS_KEY_AGAIN, self._keys_again)
+        if self._answers:
+            self._connection.execute(_ITS_ANSWER, self._answers)
 
     def not_open(self) -> HoldNotOpen:
         """What the operation is told that ended a hold which is not open, alone in these books."""

@@ -13,9 +13,9 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
-from waterfall.errors import HoldNotOpen, IdempotencyConflict, LedgerError, PaymentRequired
+from waterfall.errors import CallRepeated, HoldNotOpen, IdempotencyConflict, LedgerError, PaymentRequired
 from waterfall.ledger import schema
-from waterfall.ledger.books import SEQUENCE_BITS, Books, Hold
+from waterfall.ledger.books import SEQUENCE_BITS, Books, Hold, Once
 from waterfall.ledger.database import as_text
 from waterfall.ledger.wallet import authorise
 from waterfall.ledger.writer import Transaction
@@ -23,6 +23,7 @@ from waterfall.metering import prices
 from waterfall.metering.prices import Bound
 from waterfall.types import RateCard, SignedReceipt, Surface, Usage, UsageReceipt
 
+Execute = Callable[[sa.Executable], sa.CursorResult[Any]]
 QUEUED_AGAIN = {"state": "queued", "reason": None, "block": None, "tx_hash": None, "settled_at": None}
 """A charge whose last attempt no longer says anything."""
 _ABANDONED = "its call was abandoned"
@@ -47,6 +48,15 @@ class Captured:
     """The account's balance once everything captured has settled."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a repeat under an idempotency key is given."""
+
+    once: Once
+    media_type: str
+    body: bytes
+
+
 def now_ms() -> int:
     """Unix milliseconds of the host's clock."""
     return time.time_ns() // 1_000_000
@@ -68,6 +78,8 @@ def hold(
     lease_ms: int,
     receipt_id: str,
     sequence: int | None = None,
+    once: Once | None = None,
+    after: int | None = None,
 ) -> Hold:
     """Check the wallet and set the call's provable maximum aside: one atomic step.
 
@@ -83,14 +95,23 @@ def hold(
         lease_ms: after how long without a renewal the hold is taken for abandoned.
         receipt_id: random.
         sequence: drawn before; None: drawn here.
+        once: the caller's idempotency key; a call under it that cost nothing may be made again.
+        after: the sequence of the attempt for the same call that this one follows.
 
     Raises:
         AccountNotFound, PaymentRequired
+        CallRepeated: there is a call under the key.
+        IdempotencyConflict: the key was used with another body.
     """
+    seen = None if once is None else _find(books.run, once)
+    if seen is not None and seen.state != "released" and seen.sequence != after:
+        raise CallRepeated(receipt=seen.receipt_id)
     output_tokens, amount = authorise(books.wallet(caller.account), bound, block_time, expiry_margin)
     sequence = books.draw() if sequence is None else sequence
     held = Hold(sequence, charge_id(epoch, sequence), receipt_id, caller.account, amount, output_tokens)
     books.open(held, epoch=epoch, api_key=caller.api_key, surface=surface, model=model, lease_ms=lease_ms)
+    if once is not None:
+        books.remember(once, held, again=seen is not None)
     return held
 
 
@@ -118,7 +139,12 @@ def epoch_of(id_: int) -> int:
 
 
 def capture(
-    books: Books, held: Hold, signed: SignedReceipt, excess: int = 0, vendor_cost: int | None = None
+    books: Books,
+    held: Hold,
+    signed: SignedReceipt,
+    excess: int = 0,
+    vendor_cost: int | None = None,
+    answer: Answer | None = None,
 ) -> Captured:
     """Turn a hold into a charge of what was metered; the rest of the hold is free again.
 
@@ -130,6 +156,7 @@ def capture(
         signed: the receipt of the call; its amount is within the hold.
         excess: credit units metered beyond the hold, which the platform bears.
         vendor_cost: credit units that the call cost the platform; None: nobody knows.
+        answer: what a repeat of the call is given.
 
     Raises:
         HoldNotOpen
@@ -140,6 +167,8 @@ def capture(
         raise ValueError(f"charge {held.charge_id} is larger than its hold")
     books.end(held, "captured", None)
     books.charge(held, amount, excess, vendor_cost, *_of_receipt(signed))
+    if answer is not None:
+        books.keep_answer(answer.once, answer.media_type, answer.body)
     return Captured(held.sequence, held.receipt_id, amount, books.wallet(held.account).after_charges)
 
 
@@ -277,9 +306,7 @@ def keep_rate_card(tx: Transaction, price_id: str, card: RateCard) -> None:
 def charge(
     books: Books,
     *,
-    idempotency_key: str,
-    scope: str,
-    body_hash: str,
+    once: Once,
     order: Callable[[Books], Hold],
     signed: SignedReceipt,
     vendor_cost: int | None = None,
@@ -288,9 +315,7 @@ def charge(
 
     Args:
         books: where.
-        idempotency_key: the caller's.
-        scope: whose keys these are.
-        body_hash: hash of the request, so that a reused key is told apart from a repeat.
+        once: the caller's idempotency key.
         order: makes the hold.
         signed: the receipt for it.
         vendor_cost: credit units that the call cost the platform; None: nobody knows.
@@ -299,39 +324,45 @@ def charge(
         IdempotencyConflict: the key was used with another body.
         AccountNotFound, PaymentRequired
     """
-    seen = find_charge(books.run, idempotency_key=idempotency_key, scope=scope, body_hash=body_hash)
+    seen = find_charge(books.run, once)
     if seen is not None:
         return seen
     held = order(books)
     capture(books, held, signed, vendor_cost=vendor_cost)
-    books.remember(scope, idempotency_key, body_hash, held)
+    books.remember(once, held)
     return held.receipt_id
 
 
-def find_charge(
-    execute: Callable[[sa.Executable], sa.CursorResult[Any]],
-    *,
-    idempotency_key: str,
-    scope: str,
-    body_hash: str,
-) -> str | None:
+def find_charge(execute: Execute, once: Once) -> str | None:
     """The receipt's id of the charge that was made under this key, if there is one.
 
     Raises:
         IdempotencyConflict: the key was used with another body.
     """
-    table = schema.idempotency
+    seen = _find(execute, once)
+    return None if seen is None else str(seen.receipt_id)
+
+
+def _find(execute: Execute, once: Once) -> sa.Row[Any] | None:
+    """The hold that a key stands for."""
+    table, holds = schema.idempotency, schema.holds
     query = (
-        sa.select(table.c.body_hash, schema.holds.c.receipt_id)
-        .join_from(table, schema.holds)
-        .where(table.c.scope == scope, table.c.key == idempotency_key)
+        sa.select(table.c.body_hash, holds.c.receipt_id, holds.c.sequence, holds.c.state)
+        .join_from(table, holds)
+        .where(table.c.scope == once.scope, table.c.key == once.key)
     )
     seen = execute(query).one_or_none()
-    if seen is None:
-        return None
-    if seen.body_hash != body_hash:
+    if seen is not None and seen.body_hash != once.body_hash:
         raise IdempotencyConflict
-    return str(seen.receipt_id)
+    return seen
+
+
+def find_answer(execute: Execute, once: Once) -> Answer | None:
+    """What a repeat under this key is given, if it is kept."""
+    table = schema.idempotency
+    its = table.c.scope == once.scope, table.c.key == once.key
+    row = execute(sa.select(table.c.media_type, table.c.answer).where(*its, schema.has_answer)).one_or_none()
+    return None if row is None else Answer(once, row.media_type, bytes(row.answer))
 
 
 # ── Recovery ─────────────────────────────────────────────────────────────────────────────────────────

@@ -16,7 +16,8 @@ from waterfall.ledger.writer import Transaction
 from waterfall.types import Frozen
 
 _AT_ONCE = 1000
-_DAY_MS = 24 * 60 * 60 * 1000
+_HOUR_MS = 60 * 60 * 1000
+_DAY_MS = 24 * _HOUR_MS
 _SWEPT = "swept"
 """Fact of the ledger: the sequence up to which the round under way has come."""
 _DONE = ("free", "final", "voided")
@@ -31,7 +32,9 @@ class RetentionSettings(Frozen):
     details_days: int | None = Field(default=None, ge=1, strict=True)
     """Which API key made a call, and the words in which one failed."""
     idempotency_days: int | None = Field(default=None, ge=1, strict=True)
-    """The keys under which charges were asked for: afterwards, a repeat is a new charge."""
+    """The keys under which calls and charges were asked for: afterwards, a repeat is a new one."""
+    answer_hours: int = Field(default=24, ge=0, strict=True)
+    """For how many hours the answer to a call with an Idempotency-Key is kept, for its repeats; 0: none is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Removed:
     usage: int = 0
     details: int = 0
     idempotency: int = 0
+    answers: int = 0
 
 
 def sweep(tx: Transaction, settings: RetentionSettings, now_ms: int) -> Removed:
@@ -57,7 +61,8 @@ def sweep(tx: Transaction, settings: RetentionSettings, now_ms: int) -> Removed:
             tx, _before(now_ms, settings.usage_days), _before(now_ms, settings.details_days)
         )
     idempotency = _sweep_keys(tx, _before(now_ms, settings.idempotency_days))
-    return Removed(usage, details, idempotency)
+    answers = _sweep_answers(tx, now_ms - settings.answer_hours * _HOUR_MS)
+    return Removed(usage, details, idempotency, answers)
 
 
 def _before(now_ms: int, days: int | None) -> int:
@@ -119,6 +124,13 @@ def _sweep_keys(tx: Transaction, before: int) -> int:
     return (
         tx.run(table.delete().where(sa.tuple_(table.c.scope, table.c.key).in_(old))).rowcount if before else 0
     )
+
+
+def _sweep_answers(tx: Transaction, before: int) -> int:
+    table = schema.idempotency
+    old = sa.select(table.c.scope, table.c.key).where(schema.has_answer, table.c.created_at < before)
+    its = sa.tuple_(table.c.scope, table.c.key).in_(old.limit(_AT_ONCE))
+    return tx.run(table.update().where(its).values(answer=None)).rowcount
 
 
 # ── One account ──────────────────────────────────────────────────────────────────────────────────────

@@ -256,10 +256,14 @@ idempotency = _table(
     _column("key", primary_key=True),
     _column("body_hash"),
     _column("sequence", _INTEGER, sa.ForeignKey("holds.sequence")),
+    _column("media_type", nullable=True),
+    _column("answer", _BYTES, nullable=True),  # as it was given, for as long as it is kept
     _column("created_at", _INTEGER),
 )
 
 _index("idempotency_age", idempotency.c.created_at)
+has_answer = idempotency.c.answer.is_not(None)
+_index("idempotency_answers", idempotency.c.created_at, where=has_answer)
 
 policy_orders = _table(
     "policy_orders",

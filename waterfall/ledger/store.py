@@ -10,12 +10,12 @@ import structlog
 from waterfall.chain.vault import deposit_address
 from waterfall.errors import HoldNotOpen, LedgerError, Unavailable
 from waterfall.ledger import figures, journal, opening, retention, shared
-from waterfall.ledger.books import Hold
+from waterfall.ledger.books import Hold, Once
 from waterfall.ledger.chain_view import ChainView
 from waterfall.ledger.database import DATABASE_ERRORS, Database, reason_of
 from waterfall.ledger.figures import Figures
 from waterfall.ledger.gate import Gate
-from waterfall.ledger.journal import Caller, Captured
+from waterfall.ledger.journal import Answer, Caller, Captured
 from waterfall.ledger.keys import Keyring
 from waterfall.ledger.reader import Query, Reader
 from waterfall.ledger.retention import Forgotten
@@ -176,11 +176,14 @@ class Ledger:
         expiry_margin: int,
         surface: Surface | None = None,
         receipt_id: str | None = None,
+        once: Once | None = None,
+        after: int | None = None,
     ) -> Hold:
         """Set a call's provable maximum aside; durable when this returns.
 
         Raises:
             AccountNotFound, PaymentRequired
+            CallRepeated, IdempotencyConflict: by the key in `once`.
             LedgerError: it may be durable all the same: `release_unanswered`.
         """
         receipt_id = new_receipt_id() if receipt_id is None else receipt_id
@@ -196,6 +199,8 @@ class Ledger:
                 expiry_margin=expiry_margin,
                 lease_ms=self._lease_ms,
                 receipt_id=receipt_id,
+                once=once,
+                after=after,
             ),
             (caller.account,),
         )
@@ -207,6 +212,7 @@ class Ledger:
         excess: int = 0,
         *,
         vendor_cost: int | None = None,
+        answer: Answer | None = None,
         expiry_margin: int = 0,
     ) -> Captured:
         """Turn a hold into a charge; durable when this returns, and done once however often it is asked for.
@@ -216,6 +222,7 @@ class Ledger:
             signed: the receipt of the call.
             excess: credit units metered beyond the hold, which the platform bears.
             vendor_cost: credit units that the call cost the platform; None: nobody knows.
+            answer: what a repeat of the call is given.
             expiry_margin: seconds before a limit's expiry in which it counts as expired, where the hold is open no more
                 and the account is asked again.
 
@@ -225,7 +232,8 @@ class Ledger:
         """
         try:
             captured = await self._writer.enter(
-                lambda books: journal.capture(books, held, signed, excess, vendor_cost), (held.account,)
+                lambda books: journal.capture(books, held, signed, excess, vendor_cost, answer),
+                (held.account,),
             )
         except HoldNotOpen:
             head = self.view.head  # however old: the call has run, and its charge is owed
@@ -310,9 +318,7 @@ class Ledger:
         receipt_id = await self._writer.enter(
             lambda books: journal.charge(
                 books,
-                idempotency_key=idempotency_key,
-                scope=_CHARGES,
-                body_hash=body_hash,
+                once=Once(_CHARGES, idempotency_key, body_hash),
                 order=lambda books: journal.hold(
                     books,
                     epoch=journal.epoch_of(drawn.charge_id),
@@ -341,10 +347,16 @@ class Ledger:
             IdempotencyConflict, LedgerError
         """
         return await self.read(
-            lambda c: journal.find_charge(
-                c.execute, idempotency_key=idempotency_key, scope=_CHARGES, body_hash=body_hash
-            )
+            lambda c: journal.find_charge(c.execute, Once(_CHARGES, idempotency_key, body_hash))
         )
+
+    async def find_answer(self, once: Once) -> Answer | None:
+        """What a repeat under an idempotency key is given, if it is kept.
+
+        Raises:
+            LedgerError
+        """
+        return await self.read(lambda c: journal.find_answer(c.execute, once))
 
     def block_time(self, max_age_seconds: float) -> int:
         """Timestamp of the newest block, for a decision about money.

@@ -29,7 +29,7 @@ COUNT = ("POST", "/v1/messages/count_tokens")
 ESTIMATE = ("POST", "/api/estimate")
 PUBLIC = ("GET", "/api/prices/{price_id}")
 ERRORS = {
-    **{route: {400, 401, 402, 403, 404, 413, 502, 503, 504} for route in SURFACES},
+    **{route: {400, 401, 402, 403, 404, 409, 413, 502, 503, 504} for route in SURFACES},
     COUNT: {400, 401, 403, 404, 413, 502, 504},
     ("GET", "/v1/models"): {401},
     PUBLIC: {400, 404},
@@ -126,6 +126,19 @@ class Provoked:
         self.seen.add((*route, status))
 
 
+async def see_errors_of_a_call(see, upstream, route, body, poor, poor_key):
+    lost = {"Idempotency-Key": f"lost by {route}"}
+    await see(403, route, headers={"X-Waterfall-Account": poor["id"]})
+    await see(404, route, json=body | {"model": "nothing"})
+    upstream.behaviour = answers(b"no JSON")
+    await see(502, route, headers=lost)
+    if route != COUNT:
+        await see(402, route, key=poor_key)
+        await see(409, route, headers=lost)
+    upstream.behaviour = stalls
+    await see(504, route, headers={})
+
+
 async def test_openapi__every_declared_error__is_one_that_the_route_answers(client, upstream):
     account, key = await client.open_account(micro_usd=DEPOSIT)
     poor, poor_key = await client.open_account()
@@ -158,14 +171,7 @@ async def test_openapi__every_declared_error__is_one_that_the_route_answers(clie
     await see(409, CHARGE, json=charge | {"amount": "1"})
     await see(404, ESTIMATE, json=asked | {"request": calls[CHAT] | {"model": "nothing"}})
     for route, body in (calls | {COUNT: count}).items():
-        if route != COUNT:
-            await see(402, route, key=poor_key)
-        await see(403, route, headers={"X-Waterfall-Account": poor["id"]})
-        await see(404, route, json=body | {"model": "nothing"})
-        upstream.behaviour = answers(b"no JSON")
-        await see(502, route)
-        upstream.behaviour = stalls
-        await see(504, route)
+        await see_errors_of_a_call(see, upstream, route, body, poor, poor_key)
     client.ledger.gate.refuse("settlement has stopped")
     try:
         for route in (*calls, CHARGE):

@@ -240,9 +240,14 @@ def upgrade() -> None:
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("body_hash", sa.Text(), nullable=False),
         sa.Column("sequence", _INTEGER, autoincrement=False, nullable=False),
+        sa.Column("media_type", sa.Text(), nullable=True),
+        sa.Column("answer", sa.LargeBinary(), nullable=True),
         sa.Column("created_at", _INTEGER, nullable=False),
         sa.ForeignKeyConstraint(["sequence"], ["holds.sequence"]),
         sa.PrimaryKeyConstraint("scope", "key"),
         sqlite_strict=True,
     )
     op.create_index("idempotency_age", "idempotency", ["created_at"])
+    op.create_index(
+        "idempotency_answers", "idempotency", ["created_at"], **_where(sa.text("answer IS NOT NULL"))
+    )
