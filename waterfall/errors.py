@@ -71,6 +71,13 @@ class AccountNotFound(WaterfallError):
     status = 404
 
 
+class KeyNotFound(WaterfallError):
+    """There is no API key {key} of an account that is still valid."""
+
+    code = "key_not_found"
+    status = 404
+
+
 class ReceiptNotFound(WaterfallError):
     """There is no receipt {receipt} that this key may read."""
 

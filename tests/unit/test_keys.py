@@ -4,7 +4,7 @@ import re
 import pytest
 from making import ACCOUNT, OTHER, only_sqlite
 
-from waterfall.errors import LedgerError
+from waterfall.errors import KeyNotFound, LedgerError
 from waterfall.ledger import journal, keys, schema
 
 
@@ -78,3 +78,61 @@ async def test_key__id__says_nothing_of_the_secret(desk):
     key = await desk.ledger.keys.add("wf_a", account=None, name="a")
     assert re.fullmatch(r"key_[0-9a-f]{16}", key.id)
     assert key.created_at <= journal.now_ms()
+
+
+# ── Ending ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_revoke__key_of_an_account__opens_nothing_any_more(desk, open_ledger):
+    key = await desk.ledger.keys.add("wf_user", account=ACCOUNT, name="laptop")
+    revoked = await desk.ledger.keys.revoke(key.id)
+    assert revoked.revoked_at is not None
+    assert desk.ledger.keys.find("wf_user") == revoked
+    assert desk.ledger.keys.of(ACCOUNT) == [revoked]
+    desk.ledger.close()
+    again = open_ledger()
+    try:
+        assert again.keys.find("wf_user") == revoked
+    finally:
+        again.close()
+
+
+async def test_revoke__no_valid_key_of_an_account__is_not_found(desk):
+    platform = await desk.ledger.keys.add("wf_admin", account=None, name="admin")
+    revoked = await desk.ledger.keys.add("wf_user", account=ACCOUNT, name="a")
+    await desk.ledger.keys.revoke(revoked.id)
+    expired = await desk.ledger.keys.add("wf_old", account=ACCOUNT, name="b", expires_at=1)
+    for id_ in (platform.id, revoked.id, expired.id, "key_nothing", "\0"):
+        with pytest.raises(KeyNotFound):
+            await desk.ledger.keys.revoke(id_)
+    assert desk.ledger.keys.find("wf_admin").revoked_at is None
+
+
+async def test_rotate__at_once__the_fresh_key_has_name_and_expiry_and_the_old_one_ends(desk):
+    old = await desk.ledger.keys.add("wf_old", account=ACCOUNT, name="laptop", expires_at=2**45)
+    new = await desk.ledger.keys.rotate(old.id, "wf_new", grace_ms=0)
+    assert (new.account, new.name, new.expires_at, new.revoked_at) == (ACCOUNT, "laptop", 2**45, None)
+    assert new.id != old.id
+    assert desk.ledger.keys.find("wf_old").revoked_at is not None
+    assert desk.ledger.keys.find("wf_new") == new
+
+
+async def test_rotate__with_grace__both_are_valid_for_that_long(desk):
+    old = await desk.ledger.keys.add("wf_old", account=ACCOUNT, name="laptop")
+    await desk.ledger.keys.rotate(old.id, "wf_new", grace_ms=60_000)
+    still = desk.ledger.keys.find("wf_old")
+    assert still.revoked_at is None
+    assert 0 < still.expires_at - journal.now_ms() <= 60_000
+
+
+async def test_rotate__key_that_ends_sooner_than_the_grace__is_not_made_to_last(desk):
+    soon = journal.now_ms() + 30_000
+    old = await desk.ledger.keys.add("wf_old", account=ACCOUNT, name="laptop", expires_at=soon)
+    await desk.ledger.keys.rotate(old.id, "wf_new", grace_ms=60_000)
+    assert desk.ledger.keys.find("wf_old").expires_at == soon
+
+
+async def test_of__account__its_keys_only_oldest_first(desk):
+    made = [await desk.ledger.keys.add(f"wf_{n}", account=ACCOUNT, name=str(n)) for n in range(3)]
+    await desk.ledger.keys.add("wf_other", account=None, name="other")
+    assert {key.id for key in desk.ledger.keys.of(ACCOUNT)} == {key.id for key in made}

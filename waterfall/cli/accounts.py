@@ -1,5 +1,6 @@
 """`waterfall accounts`, `keys` and `policy`."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from waterfall.cli import funding
 from waterfall.cli.api import connect
 from waterfall.cli.output import Json, command, facts, first_problem, out, show, table
 from waterfall.errors import SettingsError
-from waterfall.gateway.wire import AccountView, ForgottenView, KeyView, PolicyBody, StatementView
+from waterfall.gateway.wire import AccountView, ForgottenView, KeyFacts, KeyView, PolicyBody, StatementView
 from waterfall.money import parse_usd, units_to_tokens
 from waterfall.types import ZERO_ADDRESS
 
@@ -25,6 +26,7 @@ Url = Annotated[
 ]
 Key = Annotated[str | None, typer.Option("--key", help="The platform's key (WATERFALL_ADMIN_KEY).")]
 Id = Annotated[str, typer.Argument(help="The account's id, 0x… (64 digits).", metavar="ACCOUNT")]
+KeyId = Annotated[str, typer.Argument(help="The key's id, key_…: see `waterfall keys list`.", metavar="KEY")]
 
 
 @accounts.command("create")
@@ -134,11 +136,38 @@ async def create_key(
     """Make an API key of an account; it is shown once."""
     body = {"name": name, "expires_at": expires_at}
     made = await connect(url, key).request(KeyView, "POST", f"/api/accounts/{account}/keys", body)
-    show(
-        made,
-        as_json,
-        lambda k: facts("API key (shown only now)", [("key", k["key"]), ("account", k["account"])]),
-    )
+    show(made, as_json, _new_key)
+
+
+@keys.command("list")
+@command
+async def list_keys(account: Id, url: Url = None, key: Key = None, as_json: Json = False) -> None:
+    """The API keys of an account, without their secrets."""
+    path = f"/api/accounts/{account}/keys"
+    show(await connect(url, key).request(list[KeyFacts], "GET", path), as_json, _keys)
+
+
+@keys.command("revoke")
+@command
+async def revoke_key(id_: KeyId, url: Url = None, key: Key = None, as_json: Json = False) -> None:
+    """Revoke an API key: it opens nothing any more."""
+    ended = await connect(url, key).request(KeyFacts, "DELETE", f"/api/keys/{id_}")
+    show(ended, as_json, lambda k: _keys([k]))
+
+
+@keys.command("rotate")
+@command
+async def rotate_key(
+    id_: KeyId,
+    grace_seconds: Annotated[int, typer.Option(help="For how long the old one stays valid.")] = 0,
+    url: Url = None,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Put a fresh API key in the place of one; it is shown once."""
+    body = {"grace_seconds": grace_seconds}
+    made = await connect(url, key).request(KeyView, "POST", f"/api/keys/{id_}/rotate", body)
+    show(made, as_json, _new_key)
 
 
 @policy.command("set")
@@ -179,6 +208,28 @@ async def show_policy(account: Id, url: Url = None, key: Key = None, as_json: Js
     """An account's limits: on the chain, and asked for."""
     found = await connect(url, key).request(AccountView, "GET", f"/api/accounts/{account}")
     show({name: found[name] for name in ("policy", "wanted_policy")}, as_json, _policies)
+
+
+def _new_key(made: Any) -> Table:
+    pairs = [(name, made[name]) for name in ("key", "id", "account")]
+    return facts("API key (shown only now)", pairs)
+
+
+def _keys(found: Any) -> Table:
+    return table(
+        ("name~", "id", "made", "valid until"),
+        ([key["name"], key["id"], _day(key["created_at"] // 1000), _ends(key)] for key in found),
+    )
+
+
+def _ends(key: Any) -> str:
+    if key["revoked_at"] is not None:
+        return f"revoked {_day(key['revoked_at'] // 1000)}"
+    return "for ever" if key["expires_at"] is None else _day(key["expires_at"])
+
+
+def _day(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _policies(found: Any) -> Table:

@@ -17,6 +17,7 @@ from waterfall.gateway.wire import (
     EstimateBody,
     EstimateView,
     ForgottenView,
+    KeyFacts,
     KeyView,
     NewAccount,
     NewCharge,
@@ -24,11 +25,13 @@ from waterfall.gateway.wire import (
     PlatformView,
     PolicyBody,
     ReceiptView,
+    Rotation,
     StatementLineView,
     StatementView,
     TotalsView,
     account_view,
     errors,
+    key_facts,
     receipt_view,
 )
 from waterfall.keccak import keccak
@@ -162,6 +165,29 @@ async def make_key(here: Context, _: Platform, account: Hash32, body: NewKey) ->
     expires_at = None if body.expires_at is None else body.expires_at * 1000
     key = await here.ledger.keys.add(secret, account=account, name=body.name, expires_at=expires_at)
     return KeyView(id=key.id, key=secret, account=account, name=key.name, expires_at=body.expires_at)
+
+
+@router.get("/accounts/{account}/keys", responses=errors(400, 403, 404))
+async def list_keys(here: Context, _: Platform, account: Hash32) -> list[KeyFacts]:
+    """An account's API keys, oldest first; what ended is among them."""
+    await _shown(here, account)
+    return [key_facts(key) for key in here.ledger.keys.of(account)]
+
+
+@router.delete("/keys/{key_id}", responses=errors(403, 404, 503))
+async def revoke_key(here: Context, _: Platform, key_id: str) -> KeyFacts:
+    """Revoke an account's API key: it opens nothing any more, at once here and within a second in other gateways."""
+    return key_facts(await here.ledger.keys.revoke(key_id[:_LONGEST_SHOWN]))
+
+
+@router.post("/keys/{key_id}/rotate", status_code=201, responses=errors(400, 403, 404, 413, 503))
+async def rotate_key(here: Context, _: Platform, key_id: str, body: Rotation) -> KeyView:
+    """Put a fresh key in the place of one; the secret is shown only now."""
+    secret = keys.new_secret()
+    grace_ms = 1000 * body.grace_seconds
+    key = await here.ledger.keys.rotate(key_id[:_LONGEST_SHOWN], secret, grace_ms=grace_ms)
+    expires_at = None if key.expires_at is None else key.expires_at // 1000
+    return KeyView(id=key.id, key=secret, account=str(key.account), name=key.name, expires_at=expires_at)
 
 
 @router.delete("/accounts/{account}/data", responses=errors(400, 403, 404, 409, 503))

@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from waterfall.ledger.keys import ApiKey
 from waterfall.ledger.views import AccountRecord, CallRecord
 from waterfall.money import MAX_UNITS, Usd, UsdText, between
 from waterfall.types import (
@@ -194,6 +195,27 @@ class KeyView(Shown):
     expires_at: int | None
 
 
+class Rotation(_Body):
+    """How a key's place is taken."""
+
+    grace_seconds: int = Field(default=0, ge=0, le=30 * 86_400, strict=True)
+    """For how long the old key stays valid beside the new one."""
+
+
+class KeyFacts(Shown):
+    """A key, without its secret."""
+
+    id: str
+    account: Hash32
+    name: str
+    created_at: int
+    """Unix milliseconds."""
+    expires_at: int | None
+    """Unix seconds; null: never."""
+    revoked_at: int | None
+    """Unix milliseconds; null: it is not."""
+
+
 class ForgottenView(Shown):
     """What was erased of an account."""
 
@@ -332,6 +354,18 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """A route's errors as OpenAPI documents them; whatever else goes wrong has the same format."""
     models = {status: RefusalBody if status == _PAYMENT_REQUIRED else ErrorBody for status in statuses}
     return {status: {"model": model} for status, model in models.items()} | {"default": {"model": ErrorBody}}
+
+
+def key_facts(key: ApiKey) -> KeyFacts:
+    """A key of an account as the interface shows it."""
+    return KeyFacts(
+        id=key.id,
+        account=str(key.account),
+        name=key.name,
+        created_at=key.created_at,
+        expires_at=None if key.expires_at is None else key.expires_at // 1000,
+        revoked_at=key.revoked_at,
+    )
 
 
 def account_view(record: AccountRecord) -> AccountView:

@@ -2,12 +2,14 @@
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import sqlalchemy as sa
 
+from waterfall.errors import KeyNotFound
 from waterfall.ledger import schema, shared
+from waterfall.ledger.database import as_text
 from waterfall.ledger.journal import now_ms
 from waterfall.ledger.reader import Reader
 from waterfall.ledger.shared import Shared
@@ -92,6 +94,39 @@ class Keyring:
         self._keys[hash_of(secret)] = key
         return key
 
+    def of(self, account: str) -> list[ApiKey]:
+        """An account's keys, expired and revoked ones too, oldest first."""
+        its = [key for key in self._keys.values() if key.account == account]
+        return sorted(its, key=lambda key: (key.created_at, key.id))
+
+    async def revoke(self, id_: str) -> ApiKey:
+        """Take a key of an account back, from now on and for ever.
+
+        Raises:
+            KeyNotFound, LedgerError
+        """
+        now = now_ms()
+        return replace(await self.change(lambda tx: _end(tx, id_, {"revoked_at": now})), revoked_at=now)
+
+    async def rotate(self, id_: str, secret: str, *, grace_ms: int) -> ApiKey:
+        """Put a fresh key in the place of one, which is valid for a while longer.
+
+        Args:
+            id_: of the key that ends.
+            secret: the fresh one's.
+            grace_ms: for how long both are valid; 0: the old one is revoked.
+
+        Raises:
+            KeyNotFound, LedgerError
+        """
+
+        def run(tx: Transaction) -> ApiKey:
+            now = now_ms()
+            old = _end(tx, id_, {"expires_at": now + grace_ms} if grace_ms else {"revoked_at": now})
+            return _add(tx, secret, account=old.account, name=old.name, expires_at=old.expires_at)
+
+        return await self.change(run)
+
     async def set_platform_key(self, secret: str, name: str) -> None:
         """Make this the platform's only key of this name.
 
@@ -132,6 +167,23 @@ def _add(
         row = {"id": "key_" + secrets.token_hex(8), "hash": hashed, "created_at": now_ms(), **values}
         tx.run(table.insert(), row)
     return _read(tx.run(sa.select(table).where(table.c.hash == hashed)).one())
+
+
+def _end(tx: Transaction, id_: str, values: dict[str, int]) -> ApiKey:
+    """End a valid key of an account; as it was before.
+
+    Raises:
+        KeyNotFound
+    """
+    table = schema.api_keys
+    its = table.c.id == as_text(id_), table.c.account.is_not(None), table.c.revoked_at.is_(None)
+    row = tx.run(sa.select(table).where(*its).with_for_update()).one_or_none()
+    if row is None or (row.expires_at is not None and row.expires_at <= now_ms()):
+        raise KeyNotFound(key=id_)
+    if "expires_at" in values and row.expires_at is not None:
+        values = {"expires_at": min(values["expires_at"], row.expires_at)}
+    tx.run(table.update().where(*its).values(**values))
+    return _read(row)
 
 
 def _revoke_others(tx: Transaction, key: ApiKey) -> None:

@@ -27,6 +27,7 @@ CALLS = ("GET", "/api/calls")
 LOOKS = {"/healthz": "Health", "/readyz": "Readiness"}
 COUNT = ("POST", "/v1/messages/count_tokens")
 ESTIMATE = ("POST", "/api/estimate")
+ROTATE = ("POST", "/api/keys/{key_id}/rotate")
 PUBLIC = ("GET", "/api/prices/{price_id}")
 ERRORS = {
     **{route: {400, 401, 402, 403, 404, 409, 413, 502, 503, 504} for route in SURFACES},
@@ -43,6 +44,9 @@ ERRORS = {
     OPEN: {400, 401, 403, 409, 413, 503},
     ("GET", "/api/accounts/{account}"): {400, 401, 403, 404},
     ("POST", "/api/accounts/{account}/keys"): {400, 401, 403, 404, 413, 503},
+    ("GET", "/api/accounts/{account}/keys"): {400, 401, 403, 404},
+    ("DELETE", "/api/keys/{key_id}"): {401, 403, 404, 503},
+    ROTATE: {400, 401, 403, 404, 413, 503},
     ("PUT", "/api/accounts/{account}/policy"): {400, 401, 403, 404, 413, 503},
     ("DELETE", "/api/accounts/{account}/data"): {400, 401, 403, 404, 409, 503},
     ("GET", "/api/accounts/{account}/statement"): {400, 401, 403, 404},
@@ -55,6 +59,8 @@ NOT_PROVOKED = {
     ("GET", "/readyz", 503),  # a stopping gateway
     (*OPEN, 503),  # a broken disk, as the next three
     ("POST", "/api/accounts/{account}/keys", 503),
+    ("DELETE", "/api/keys/{key_id}", 503),
+    (*ROTATE, 503),
     ("PUT", "/api/accounts/{account}/policy", 503),
     ("DELETE", "/api/accounts/{account}/data", 503),
     ("DELETE", "/api/accounts/{account}/data", 409),  # a call that runs meanwhile: test_upkeep
@@ -119,7 +125,7 @@ class Provoked:
         method, path = route
         body = {} if method == "GET" or "data" in options else {"json": self._bodies.get(route, {})}
         defaults = {"key": self._keys.get(route, ADMIN_KEY), "headers": {"Idempotency-Key": "once"}, **body}
-        url = path.format(account=id_, receipt_id=id_, price_id=id_)
+        url = path.format(account=id_, receipt_id=id_, price_id=id_, key_id=id_)
         seen, answer, _ = await self._client.request(method, url, **defaults | options)
         assert seen == status, (route, answer)
         (RefusalBody if status == 402 else ErrorBody).model_validate(answer)
