@@ -100,7 +100,8 @@ def test_messages__of_a_real_model__is_answered_and_its_receipt_verifies(dev):
     dev.command("receipts", "verify", receipt["id"])
 
     asked = {"model": dev.facts["model"], "messages": HELLO}
-    assert client.messages.count_tokens(**asked).input_tokens == said.usage.input_tokens
+    read = said.usage.input_tokens + (said.usage.cache_read_input_tokens or 0)
+    assert client.messages.count_tokens(**asked).input_tokens == read
     events = list(client.messages.create(**asked, max_tokens=16, stream=True))
     (last,) = [event for event in events if event.type == "message_delta"]
     billed = last.model_extra["waterfall"]

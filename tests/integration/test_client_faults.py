@@ -218,7 +218,7 @@ async def test_stream__goes_on_beyond_the_longest_call__is_charged_as_far_as_it_
         return [piece] * (2 if then == "silence" else 100_000)
 
     upstream.behaviour = streams(pieces, "stalled")
-    settings = settings_for(upstream.base_url, database, timeout_seconds=60, max_call_seconds=0.5)
+    settings = settings_for(upstream.base_url, database, timeout_seconds=60, max_call_seconds=2)
     async with running(net, settings) as client:
         account, key = await client.open_account(micro_usd=DEPOSIT)
         upstream.pause = 0.01

@@ -283,6 +283,7 @@ def hold(amount, account=ACCOUNT, receipt_id=None):
         books,
         epoch=1,
         caller=Caller(account, None),
+        surface="chat",
         model="small",
         bound=prices.fixed(amount),
         block_time=BLOCK_TIME,
