@@ -6,7 +6,7 @@ import re
 
 def without_cost(raw: bytes) -> bytes:
     """A stream as its upstream sent it: without what the gateway tells of the cost."""
-    return re.sub(rb": waterfall \{[^}]*\}\n\n|,\x22waterfall\x22:\{[^}]*\}", b"", raw)
+    return re.sub(rb": waterfall \{[^}]*\}\n\n?|,\x22waterfall\x22:\{[^}]*\}", b"", raw)
 
 
 def events_of(text: str | dict) -> list[dict | str]:

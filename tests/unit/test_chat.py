@@ -149,6 +149,7 @@ def test_read__nested_deeper_than_it_could_be_sent__is_refused_before_the_hold()
         ({"models": ["small", 5]}, "models[1]"),
         ({"models": ["small"] * 9}, "models"),
         ({"plugins": []}, "plugins"),
+        ({"provider": {"only": ["dear"]}}, "provider"),
         ({"max_output_tokens": 5}, "max_output_tokens"),
         ({"options": {"num_predict": 5}}, "options"),
         ({"previous_response_id": "r"}, "previous_response_id"),
@@ -277,6 +278,32 @@ def test_read__text_that_normalisation_lengthens__is_within_the_bound(text, form
     message = {"role": "user", "content": 1000 * text}
     data = json.dumps({"model": "m", "messages": [message]}, ensure_ascii=False).encode()
     assert CHAT.read(data).text_tokens >= len(unicodedata.normalize(form, message["content"]).encode())
+
+
+def test_read__text_that_normalisation_lengthens__is_within_the_bound_also_where_it_is_escaped():
+    message = {"role": "user", "content": 1000 * "\ufdfa"}
+    data = json.dumps({"model": "m", "messages": [message]}).encode()
+    assert data.isascii()
+    assert CHAT.read(data).text_tokens >= len(unicodedata.normalize("NFKC", message["content"]).encode())
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40))
+def test_read__any_text_in_any_form__is_within_the_bound(text):
+    data = json.dumps(
+        {"model": "m", "messages": [{"role": "user", "content": text}]}, ensure_ascii=False
+    ).encode()
+    most = CHAT.read(data).text_tokens
+    assert all(
+        len(unicodedata.normalize(form, text).encode()) <= most for form in ("NFC", "NFD", "NFKC", "NFKD")
+    )
+
+
+def test_read__combining_marks_without_end__take_time_that_grows_with_their_number_only():
+    text = "a" + "\u0301\u0323" * 500_000
+    data = json.dumps(
+        {"model": "m", "messages": [{"role": "user", "content": text}]}, ensure_ascii=False
+    ).encode()
+    assert CHAT.read(data).text_tokens >= len(data)
 
 
 def test_bound__limit_set__is_held_whole_for_every_choice():

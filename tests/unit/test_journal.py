@@ -686,6 +686,19 @@ async def test_hold__under_the_key_of_one_that_was_released__takes_its_place(des
     assert repeated.value.details["receipt"] == second.receipt_id
 
 
+async def test_holds__at_once_under_the_key_of_one_that_was_released__one_is_made(desk):
+    first = await hold_once(desk)
+    await desk.ledger.release(first, "not reached")
+    outcomes = await asyncio.gather(*(hold_once(desk) for _ in range(20)), return_exceptions=True)
+    (made,) = [outcome for outcome in outcomes if isinstance(outcome, Hold)]
+    assert {type(outcome) for outcome in outcomes if outcome is not made} == {CallRepeated}
+    assert await reserved(desk) == (USD, 0)
+    other = Once(ONCE.scope, "other key", ONCE.body_hash)
+    conflict = Once(ONCE.scope, "other key", word("other"))
+    outcomes = await asyncio.gather(hold_once(desk, other), hold_once(desk, conflict), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {Hold, IdempotencyConflict}
+
+
 async def test_hold__under_the_key_of_one_that_was_lost__only_for_the_same_call(desk):
     first = await hold_once(desk)
     await desk.ledger.lose(first, "it broke off")

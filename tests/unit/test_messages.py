@@ -100,6 +100,9 @@ def test_read__tools_that_the_caller_runs__pass_and_cost_words_of_the_provider(t
         ({"speed": "fast"}, "speed"),
         ({"inference_geo": "us"}, "inference_geo"),
         ({"mcp_servers": []}, "mcp_servers"),
+        ({"thread": {"type": "continue", "previous_message_id": "m"}}, "thread"),
+        ({"context_management": {"edits": [{"type": "compact_20260112"}]}}, "context_management"),
+        ({"tools": [{**SEARCH, "type": "web_search_20260209"}]}, "tools[0]"),
         ({"container": "c"}, "container"),
         ({"service_tier": "priority"}, "service_tier"),
         ({"tools": [{"type": "code_execution_20250825", "name": "c"}]}, "tools[0]"),
@@ -110,6 +113,17 @@ def test_read__tools_that_the_caller_runs__pass_and_cost_words_of_the_provider(t
 )
 def test_read__what_cannot_be_bounded_or_priced__is_refused_by_name(fields, param):
     assert refusal(**fields) == param
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
+        {"tools": [{**SEARCH, "type": "web_search_20260209", "allowed_callers": ["direct"]}]},
+    ],
+)
+def test_read__what_can_be_bounded__passes(fields):
+    assert API.read(body(**fields))
 
 
 def test_read__results_nested_without_end__are_refused():
@@ -191,8 +205,8 @@ async def test_meter__whole_stream__is_charged_as_reported_and_its_end_waits():
 
 async def test_meter__cost__is_told_beside_the_usage():
     _, meter = await metered(*WHOLE)
-    comment, last, stop = [raw for raw in meter.tail({"cost": "0.01"}) if raw]
-    assert comment == b': waterfall {"cost":"0.01"}\n\n'
+    last, stop = meter.tail({"cost": "0.01"})
+    assert last.startswith(b': waterfall {"cost":"0.01"}\nevent: message_delta\n')
     assert json.loads(last.split(b"data: ")[1])["waterfall"] == {"cost": "0.01"}
     assert stop == STOP
 

@@ -62,6 +62,7 @@ def test_read__no_limit__the_models_default_is_sent():
         [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}],
         [{"type": "function_call_output", "call_id": "c", "output": "5"}],
         [{"type": "reasoning", "id": "r", "summary": [], "encrypted_content": "abc"}],
+        [{"type": "apply_patch_call_output", "call_id": "c", "output": "done"}],
     ],
 )
 def test_read__items_whose_text_is_in_the_request__pass(items):
@@ -81,6 +82,9 @@ def test_read__items_whose_text_is_in_the_request__pass(items):
         ({"input": [{"role": "user", "content": 5}]}, "input[0].content"),
         ({"model": None}, "model"),
         ({"background": True}, "background"),
+        ({"prompt": {"id": "p"}}, "prompt"),
+        ({"provider": {"only": ["dear"]}}, "provider"),
+        ({"context_management": [{"type": "compaction"}]}, "context_management"),
         ({"max_tokens": 5}, "max_tokens"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"service_tier": "priority"}, "service_tier"),
@@ -101,8 +105,9 @@ def test_read__what_cannot_be_bounded_or_priced__is_refused_by_name(fields, para
     [
         {"previous_response_id": "resp_1"},
         {"conversation": "conv_1"},
-        {"prompt": {"id": "p"}},
         {"input": [{"type": "item_reference", "id": "i"}]},
+        {"input": [{"id": "msg_1"}]},
+        {"input": [{"type": "reasoning", "id": "r", "summary": []}]},
         {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]},
     ],
 )
@@ -116,7 +121,10 @@ def test_bound__input_that_is_not_in_the_request__is_held_at_the_models_context(
 def test_bound__image__is_held_by_its_number():
     image = {"type": "input_image", "image_url": "data:image/png;base64," + "A" * 50_000}
     request = API.read(body(input=[{"role": "user", "content": [image]}], max_output_tokens=1))
-    assert 1000 < held_tokens(request, model(image_tokens=1000)) < 60_000
+    assert 1000 < held_tokens(request, model(image_tokens=1000)) < 2000
+    screen = {"type": "computer_screenshot", "image_url": image["image_url"]}
+    request = API.read(body(input=[{"type": "computer_call_output", "call_id": "c", "output": screen}]))
+    assert 1000 < held_tokens(request, model(image_tokens=1000)) < 2000
 
 
 def test_bound__web_searches__each_is_held_with_another_reading_of_the_context():
@@ -127,7 +135,9 @@ def test_bound__web_searches__each_is_held_with_another_reading_of_the_context()
 
 
 def test_usage_in__answer_that_searched__counts_the_searches():
-    output = [{"type": "web_search_call"}, {"type": "message"}, {"type": "web_search_call"}]
+    looks = [{"type": "web_search_call", "action": {"type": kind}} for kind in ("open_page", "find_in_page")]
+    searches = [{"type": "web_search_call", "action": {"type": "search"}}, {"type": "web_search_call"}]
+    output = [{"type": "message"}, *searches, *looks]
     assert API.usage_in({"usage": USAGE, "output": output}) == {**USAGE, WEB_SEARCHES: 2}
     assert API.usage_in({"usage": USAGE, "output": [{"type": "message"}]}) == USAGE
     assert API.usage_in({"output": output}) is None
@@ -167,8 +177,8 @@ async def test_meter__whole_stream__is_charged_as_reported_and_its_end_waits():
 
 async def test_meter__cost__is_told_in_the_last_event():
     _, meter = await metered(*WHOLE)
-    comment, last = [raw for raw in meter.tail({"cost": "0.01"}) if raw]
-    assert comment == b': waterfall {"cost":"0.01"}\n\n'
+    (last,) = meter.tail({"cost": "0.01"})
+    assert last.startswith(b': waterfall {"cost":"0.01"}\nevent: response.completed\n')
     told = json.loads(last.split(b"data: ")[1])
     assert told["waterfall"] == {"cost": "0.01"}
     assert told["response"]["usage"] == USAGE

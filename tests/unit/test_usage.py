@@ -108,7 +108,7 @@ def test_read_chat__count_that_is_not_one__is_refused(name, count):
     "contradiction",
     [
         {"prompt_tokens_details": {"cached_tokens": 13}},
-        {"completion_tokens_details": {"reasoning_tokens": 4}},
+        {"completion_tokens_details": {"reasoning_tokens": 4}, "total_tokens": None},
         {"prompt_tokens_details": {"cached_tokens": -1}},
         {"prompt_tokens_details": {"cached_tokens": "1"}},
         {"prompt_tokens_details": {"cached_tokens": ""}},

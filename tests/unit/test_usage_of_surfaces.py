@@ -68,7 +68,20 @@ IMAGES = {
     "completion_tokens": 1,
 }
 
+# https://ai.google.dev/gemini-api/docs/openai: thinking is in the total alone
+GEMINI = {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 103}
+# Reasoning that is said to be more than the output it is part of.
+CLAMPED = {
+    "prompt_tokens": 9,
+    "completion_tokens": 5,
+    "total_tokens": 14,
+    "completion_tokens_details": {"reasoning_tokens": 7},
+}
+
 GOLDEN = {
+    "gemini": ("chat", GEMINI, Usage(input_tokens=9, output_tokens=94)),
+    "reasoning beyond output": ("chat", CLAMPED, Usage(input_tokens=9, output_tokens=5, reasoning_tokens=5)),
+    "embeddings in total only": ("embeddings", {"total_tokens": 10}, Usage(input_tokens=10, output_tokens=0)),
     "responses": (
         "responses",
         RESPONSES,
@@ -154,7 +167,7 @@ def test_read__explicit_zero_of_cached_tokens__is_not_replaced_by_another_count(
         ("messages", {**ANTHROPIC, "iterations": [5]}, "iterations"),
         ("messages", {**ANTHROPIC, "iterations": 5}, "iterations"),
         ("messages", {**ANTHROPIC, "server_tool_use": {"web_search_requests": "1"}}, "web_searches"),
-        ("embeddings", {"total_tokens": 1}, "prompt_tokens is missing"),
+        ("embeddings", {}, "total_tokens is missing"),
         ("chat", {**IMAGES, "prompt_tokens_details": {"image_tokens": "5"}}, "input_tokens"),
         ("chat", {**OPENROUTER, "prompt_tokens_details": {"cache_write_tokens": 195}}, "than input tokens"),
     ],

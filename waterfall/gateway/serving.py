@@ -57,6 +57,8 @@ _PASSED_ON_HEADERS = ("retry-after", "retry-after-ms")
 _MAX_WAITING_BYTES = 4 * 2**20
 _MAX_KEPT_BYTES = 4 * 2**20
 """Of an answer that a repeat of the call may be given."""
+_NEXT_ATTEMPT_SECONDS = 1.0
+"""Within which an attempt by another model follows one that was lost."""
 _SCOPE = "calls of "
 """Whose idempotency keys those of calls are: each account's own."""
 
@@ -77,15 +79,22 @@ async def serve(
     terms = Terms.read(headers)
     bounds = [call.bound(model) for model in models]  # of all, before the first is tried
     key = terms.idempotency_key
-    once = None if key is None else Once(_SCOPE + caller.account, key, bytes_hash(call.body))
+    passed_on = {name: headers[name] for name in api.passed_on if name in headers}
+    asked = b"\n".join((api.surface.encode(), repr(passed_on).encode(), call.body))
+    once = None if key is None else Once(_SCOPE + caller.account, key, bytes_hash(asked))
+    known = ""
     while True:
         try:
-            return await _serve(calls, api, call, models, bounds, caller, headers, terms, once)
+            return await _serve(calls, api, call, models, bounds, caller, passed_on, terms, once)
         except CallRepeated as repeated:
             assert once is not None  # noqa: S101 - it was repeated under it
             longest = sum(model.upstream.settings.max_call_seconds for model in models)
             earlier = await calls.ended(str(repeated.details["receipt"]), longest)
-            if earlier.settlement.state != "released":  # else nothing has come of it: it may be made now
+            state = earlier.settlement.state
+            if state == "lost" and known != earlier.receipt_id:
+                known = earlier.receipt_id  # the next of its models may be about to serve
+                await asyncio.sleep(_NEXT_ATTEMPT_SECONDS)
+            elif state != "released":  # else nothing has come of it: it may be made now
                 return await _answer_again(calls, once, earlier)
 
 
@@ -105,11 +114,10 @@ async def _serve(
     models: list[Model],
     bounds: list[Bound],
     caller: Caller,
-    headers: Headers,
+    passed_on: Mapping[str, str],
     terms: Terms,
     once: Once | None,
 ) -> Response:
-    passed_on = {name: headers[name] for name in api.passed_on if name in headers}
     before: int | None = None
     for number, (model, bound) in enumerate(zip(models, bounds, strict=True), 1):
         held = await calls.hold(

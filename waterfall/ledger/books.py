@@ -148,6 +148,7 @@ class Books:
         self._charges: list[tuple[Any, ...]] = []
         self._keys: list[dict[str, Any]] = []
         self._keys_again: list[dict[str, Any]] = []
+        self._asked: list[tuple[Once, Hold]] = []
         self._answers: list[dict[str, Any]] = []
         self._reserved: list[tuple[Wallet, int, int]] = []
 
@@ -220,12 +221,20 @@ class Books:
 
     def remember(self, once: Once, hold: Hold, *, again: bool = False) -> None:
         """Keep which hold an idempotency key stands for; `again`: from now on, and no more for an earlier one."""
+        self._asked.append((once, hold))
         stands_for = {"sequence": hold.sequence, "created_at": self.now}
         if again:
             self._keys_again.append({"its_scope": once.scope, "its_key": once.key, **stands_for})
         else:
             row = {"scope": once.scope, "key": once.key, "body_hash": once.body_hash, **stands_for}
             self._keys.append(row)
+
+    def asked_under(self, once: Once) -> tuple[Once, Hold] | None:
+        """What was asked for under this key in these books, which nobody can read yet."""
+        for earlier, hold in self._asked:
+            if (earlier.scope, earlier.key) == (once.scope, once.key):
+                return earlier, hold
+        return None
 
     def keep_answer(self, once: Once, media_type: str, answer: bytes) -> None:
         """Keep the answer that a repeat is given."""
@@ -266,6 +275,7 @@ class Books:
             self._charges,
             self._keys,
             self._keys_again,
+            self._asked,
             self._answers,
             self._reserved,
         )

@@ -103,7 +103,7 @@ def hold(
         CallRepeated: there is a call under the key.
         IdempotencyConflict: the key was used with another body.
     """
-    seen = None if once is None else _find(books.run, once)
+    seen = None if once is None else _seen_by_now(books, once)
     if seen is not None and seen.state != "released" and seen.sequence != after:
         raise CallRepeated(receipt=seen.receipt_id)
     output_tokens, amount = authorise(books.wallet(caller.account), bound, block_time, expiry_margin)
@@ -113,6 +113,22 @@ def hold(
     if once is not None:
         books.remember(once, held, again=seen is not None)
     return held
+
+
+def _seen_by_now(books: Books, once: Once) -> sa.Row[Any] | None:
+    """The hold that a key stands for, unless it is one of this commit's own.
+
+    Raises:
+        CallRepeated: it is.
+        IdempotencyConflict
+    """
+    own = books.asked_under(once)
+    if own is None:
+        return _find(books.run, once)
+    earlier, held = own
+    if earlier.body_hash != once.body_hash:
+        raise IdempotencyConflict
+    raise CallRepeated(receipt=held.receipt_id)
 
 
 def charge_id(epoch: int, sequence: int) -> int:

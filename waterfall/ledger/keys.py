@@ -88,7 +88,7 @@ class Keyring:
         Raises:
             LedgerError
         """
-        key = await self._write(
+        self._version, key = await self._write(
             lambda tx: _add(tx, secret, account=account, name=name, expires_at=expires_at)
         )
         self._keys[hash_of(secret)] = key
@@ -141,20 +141,23 @@ class Keyring:
         Raises:
             LedgerError
         """
-        result = await self._write(operation)
+        try:
+            version, result = await self._write(operation)
+        except KeyNotFound:  # it may have ended without our knowing, where that was answered by an error
+            self._keys = await self._reader.read(_read_all)
+            raise
         self._keys = await self._reader.read(_read_all)
+        self._version = version  # not before: what could not be read has to be read again
         return result
 
-    async def _write(self, operation: Operation[T]) -> T:
+    async def _write(self, operation: Operation[T]) -> tuple[str, T]:
         version = secrets.token_hex(8)
 
         def run(tx: Transaction) -> T:
             shared.publish(tx, {shared.KEYS: version})
             return operation(tx)
 
-        result = await self._writer.run(run)
-        self._version = version
-        return result
+        return version, await self._writer.run(run)
 
 
 def _add(

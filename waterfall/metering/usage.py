@@ -46,15 +46,11 @@ def _chat(usage: Mapping[str, Any]) -> Usage:
 
     Source: https://platform.openai.com/docs/api-reference/chat/object
     """
-    output = usage["completion_tokens"]
+    input_, output = usage["prompt_tokens"], _all_output(usage)
     reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
-    return _openai(
-        usage,
-        usage["prompt_tokens"],
-        output + reasoning if _is_apart(usage, reasoning) else output,
-        "prompt_tokens_details",
-        reasoning,
-    )
+    if _are_counts(input_, output, reasoning) and usage.get("total_tokens") == input_ + output:
+        reasoning = min(reasoning, output)  # for people only: the total says that it is part of the output
+    return _openai(usage, input_, output, "prompt_tokens_details", reasoning)
 
 
 def _responses(usage: Mapping[str, Any]) -> Usage:
@@ -94,7 +90,8 @@ def _embeddings(usage: Mapping[str, Any]) -> Usage:
 
     Source: https://platform.openai.com/docs/api-reference/embeddings/create
     """
-    return _usage(input_tokens=usage["prompt_tokens"], output_tokens=0)
+    tokens = usage["total_tokens"] if usage.get("prompt_tokens") is None else usage["prompt_tokens"]
+    return _usage(input_tokens=tokens, output_tokens=0)
 
 
 def _messages(usage: Mapping[str, Any]) -> Usage:
@@ -149,16 +146,17 @@ def _usage(*, image_tokens: Any = 0, **counts: Any) -> Usage:
     return Usage(**counts, image_tokens=min(images, usage.plain_input_tokens))
 
 
-def _is_apart(usage: Mapping[str, Any], reasoning: Any) -> bool:
-    """Whether `completion_tokens` leaves reasoning out, as xAI's does: its `total_tokens` then has all three.
+def _all_output(usage: Mapping[str, Any]) -> Any:
+    """All output. `completion_tokens` of xAI's and of Gemini's leaves thinking out; their `total_tokens` has it.
 
-    Source: https://docs.x.ai/docs/guides/reasoning
+    Sources: https://docs.x.ai/docs/guides/reasoning, https://ai.google.dev/gemini-api/docs/openai
     """
-    counts = usage["prompt_tokens"], usage["completion_tokens"], reasoning, usage.get("total_tokens")
-    if not all(type(count) is int for count in counts):
-        return False
-    prompt, completion, apart, total = counts
-    return bool(apart > 0 and total == prompt + completion + apart)
+    prompt, completion, total = usage["prompt_tokens"], usage["completion_tokens"], usage.get("total_tokens")
+    return max(completion, total - prompt) if _are_counts(prompt, completion, total) else completion
+
+
+def _are_counts(*values: Any) -> bool:
+    return all(type(value) is int and value >= 0 for value in values)
 
 
 def _detail(usage: Mapping[str, Any], group: str, name: str) -> Any:

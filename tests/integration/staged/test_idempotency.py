@@ -161,6 +161,47 @@ async def test_repeat__of_a_stream_that_was_cut__is_given_the_cut_stream(client,
     await client.check_books(account, DEPOSIT, "0.000002")
 
 
+async def test_repeats__at_once_after_an_attempt_that_cost_nothing__one_runs(client, upstream):
+    account, key = await client.open_account(micro_usd=DEPOSIT)
+    refused = answers({"error": {"message": "overloaded"}}, status=503)
+
+    async def first_refuses(upstream_, request, body):
+        await asyncio.sleep(0.1)
+        return await (refused if upstream.counts["started"] == 1 else answer)(upstream_, request, body)
+
+    upstream.behaviour = first_refuses
+    answered = await asyncio.gather(*(client.chat(key, headers=KEY) for _ in range(10)))
+    assert sorted(status for status, _, _ in answered) == [200] * 9 + [503]
+    assert upstream.counts["started"] == 2
+    await client.check_books(account, DEPOSIT, FULL)
+
+
+async def test_repeat__while_the_second_of_two_models_serves__waits_for_it(client, upstream):
+    account, key = await client.open_account(micro_usd=DEPOSIT)
+
+    async def first_breaks(upstream_, request, body):
+        await asyncio.sleep(0.5)
+        behaviour = answers(b"no JSON") if body["model"] == "micro" else answer
+        return await behaviour(upstream_, request, body)
+
+    upstream.behaviour = first_breaks
+    asked = {"model": None, "models": ["micro", "gpt-4o-mini"]}
+    first = asyncio.create_task(client.chat(key, headers=KEY, **asked))
+    await upstream.until("started", 1)
+    status, body, headers = await client.chat(key, headers=KEY, **asked)
+    assert (status, body) == (200, (await first)[1])
+    assert (headers["x-waterfall-replayed"], headers["x-waterfall-model"]) == ("true", "gpt-4o-mini")
+    await client.check_books(account, DEPOSIT, "0.0000048")
+
+
+async def test_key__over_another_surface__is_a_conflict(client, upstream):
+    _, key = await client.open_account(micro_usd=DEPOSIT)
+    assert (await client.chat(key, headers=KEY))[0] == 200
+    asked = {"model": "micro", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20}
+    status, body, _ = await client.request("POST", "/v1/messages", key=key, headers=KEY, json=asked)
+    assert (status, body["error"]["code"]) == (409, "idempotency_conflict")
+
+
 @pytest.mark.parametrize("value", ["", "x" * 256])
 async def test_key__that_is_none__is_refused(client, upstream, value):
     _, key = await client.open_account(micro_usd=DEPOSIT)

@@ -6,8 +6,10 @@ text, and what normalisation lengthens are added.
 
 import json
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 
 import orjson
 
@@ -15,6 +17,7 @@ from waterfall.errors import InvalidRequest
 
 MAX_OUTPUT_TOKENS = 10_000_000
 MAX_MODELS = 8
+_FORMS: tuple[Literal["NFC", "NFD", "NFKC", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
 # What a chat template adds around each message and once, in tokens, beyond the bytes of the JSON it replaces.
 PER_MESSAGE, ONCE = 16, 256
 
@@ -53,6 +56,19 @@ def refuse(fields: Mapping[str, Any], refused: Mapping[str, str], within: str = 
     for name in fields.keys() & refused.keys():
         if fields[name] is not None:
             raise invalid(within + name, f"is not supported: {refused[name]}")
+
+
+def refuse_compaction(fields: Mapping[str, Any]) -> None:
+    """Refuse a request that lets the provider shorten the conversation, as it bills that as a call of its own.
+
+    Raises:
+        InvalidRequest
+    """
+    management = fields.get("context_management")
+    edits = management.get("edits") if isinstance(management, Mapping) else management
+    for edit in edits if isinstance(edits, list) else []:
+        if not isinstance(edit, Mapping) or kind_of(edit).startswith("compact"):
+            raise invalid("context_management", "may have no compaction: it is billed as a call of its own")
 
 
 def models(fields: Mapping[str, Any]) -> tuple[str, ...]:
@@ -110,16 +126,19 @@ def objects(value: Any, name: str, *, empty: bool = True) -> list[dict[str, Any]
     return value
 
 
-def text_tokens(body: bytes, *, rendered: list[Any], messages: int, apart: int = 0) -> int:
+def text_tokens(
+    body: bytes, fields: Mapping[str, Any], *, rendered: list[Any], messages: int, apart: int = 0
+) -> int:
     """Tokens of a request's text at most.
 
     Args:
         body: as received.
+        fields: what is in it.
         rendered: the parts of it that a template may write out as JSON of its own.
         messages: how many there are.
         apart: bytes of it that are no text, such as images.
     """
-    normal = len(body) - apart + normalisation(body)
+    normal = len(body) - apart + normalisation(body, fields)
     return normal + sum(rendering(value) for value in rendered) + PER_MESSAGE * messages + ONCE
 
 
@@ -141,13 +160,20 @@ def _indentation(value: Any, depth: int) -> int:
     return lines + sum(_indentation(item, depth + 1) for item in items)
 
 
-def normalisation(body: bytes) -> int:
+def normalisation(body: bytes, fields: Mapping[str, Any]) -> int:
     """Bytes by which a tokenizer's Unicode normalisation may lengthen the text before it is cut into tokens.
+
+    Character by character: to normalise a text as a whole takes time that grows with the square of its combining marks.
 
     Source: https://huggingface.co/docs/tokenizers/api/normalizers
     """
-    if body.isascii():
+    if body.isascii() and b"\\u" not in body:
         return 0
-    text = body.decode()
-    longest = max(len(unicodedata.normalize(form, text).encode()) for form in ("NFC", "NFD", "NFKC", "NFKD"))
-    return max(0, longest - len(body))
+    characters = Counter(orjson.dumps(fields).decode())
+    return sum(times * _lengthened(character) for character, times in characters.items())
+
+
+@lru_cache(maxsize=2**16)
+def _lengthened(character: str) -> int:
+    longest = max(len(unicodedata.normalize(form, character).encode()) for form in _FORMS)
+    return max(0, longest - len(character.encode()))

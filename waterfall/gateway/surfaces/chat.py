@@ -51,7 +51,7 @@ _WHY_REFUSED = {
     ),
     "use models": ("fallbacks",),
     "the model that serves a call is the one that is billed": (
-        *("route", "preset", "api_base", "base_url", "mock_response"),
+        *("route", "preset", "provider", "api_base", "base_url", "mock_response"),
     ),
     "audio is not priced": ("audio",),
 }
@@ -118,7 +118,9 @@ class Chat(Api):
             body=body,
             fields=fields,
             models=models(fields),
-            text_tokens=text_tokens(body, rendered=rendered, messages=len(messages), apart=parts.image_bytes),
+            text_tokens=text_tokens(
+                body, fields, rendered=rendered, messages=len(messages), apart=parts.image_bytes
+            ),
             stream=flag(fields, "stream"),
             shows_usage=flag(options or {}, "include_usage"),
             choices=whole(fields, "n", MAX_CHOICES) or 1,

@@ -53,7 +53,7 @@ class Embeddings(Api):
             body=body,
             fields=fields,
             models=models(fields),
-            text_tokens=text_tokens(body, rendered=[], messages=_texts(fields.get("input"))),
+            text_tokens=text_tokens(body, fields, rendered=[], messages=_texts(fields.get("input"))),
             has_output=False,
             cache_writes=False,
         )

@@ -21,6 +21,7 @@ from waterfall.gateway.surfaces.bodies import (
     objects,
     parse,
     refuse,
+    refuse_compaction,
     text_tokens,
     whole,
 )
@@ -33,6 +34,7 @@ _WHY_REFUSED = {
     "use max_tokens": ("max_tokens_to_sample", "max_output_tokens", "max_completion_tokens"),
     "its tools run elsewhere and cannot be bounded": ("mcp_servers", "container"),
     "it is not priced": ("speed", "inference_geo"),
+    "what it reads is not in the request": ("thread",),
     "its input cannot be bounded": ("extra_body",),
     "use models": ("fallbacks",),
 }
@@ -40,7 +42,8 @@ _REFUSED = {name: why for why, names in _WHY_REFUSED.items() for name in names}
 _PRICED_TIERS = (None, "auto", "standard_only")
 _CALLERS_TOOLS = ("bash_", "text_editor_", "computer_", "memory_")
 """Beginnings of the types of tools that Anthropic describes and callers run."""
-_SEARCH = "web_search_"
+_SEARCH, _SEARCHES = "web_search_20250305", "web_search_"
+"""Later ones let code of the model's search, as often as it likes, unless they are told not to."""
 _MAX_SEARCHES = 100
 _TOOLS_ONCE, _PER_TOOL = 1024, 1024
 """Tokens that the provider's own words on tools come to, for the first and for each that it describes itself.
@@ -82,6 +85,7 @@ class Messages(Api):
         fields = parse(body)
         messages = objects(fields.get("messages"), "messages", empty=False)
         refuse(fields, _REFUSED)
+        refuse_compaction(fields)
         if fields.get("service_tier") not in _PRICED_TIERS:
             raise invalid("service_tier", "is not priced: use standard_only")
         parts = Parts()
@@ -92,6 +96,7 @@ class Messages(Api):
         described, searches = _read_tools(tools)
         text = text_tokens(
             body,
+            fields,
             rendered=[
                 value for value in (fields.get("tools"), fields.get("output_config")) if value is not None
             ],
@@ -141,7 +146,7 @@ def _read_tools(tools: list[dict[str, Any]]) -> tuple[int, int]:
         if kind == "custom" or tool.get("type") is None:
             continue
         described += 1
-        if kind.startswith(_SEARCH):
+        if kind == _SEARCH or (kind.startswith(_SEARCHES) and tool.get("allowed_callers") == ["direct"]):
             most = whole(tool, "max_uses", _MAX_SEARCHES, f"tools[{number}].")
             if most is None:
                 raise invalid(

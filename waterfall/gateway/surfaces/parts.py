@@ -45,7 +45,7 @@ class Parts:
         """
         for part in _parts(content, param):
             kind = kind_of(part)
-            if kind == "input_image":
+            if kind in {"input_image", "computer_screenshot"}:
                 self._image(part.get("image_url"), param)
             elif kind == "input_file":
                 self._elsewhere(param)

@@ -20,6 +20,7 @@ from waterfall.gateway.surfaces.bodies import (
     objects,
     parse,
     refuse,
+    refuse_compaction,
     text_tokens,
     whole,
 )
@@ -32,23 +33,34 @@ _WHY_REFUSED = {
     "use max_output_tokens": ("max_tokens", "max_completion_tokens"),
     "its input cannot be bounded": ("extra_body", "chat_template"),
     "use models": ("fallbacks",),
-    "the model that serves a call is the one that is billed": ("route", "preset", "api_base", "base_url"),
+    "the model that serves a call is the one that is billed": (
+        *("route", "preset", "provider", "api_base", "base_url"),
+    ),
+    "what is in it is not in the request": ("prompt",),
     "rejected predictions are billed beyond max_output_tokens": ("prediction",),
     "hosted tools are not priced": ("plugins", "search_parameters", "web_search_options"),
     "audio is not priced": ("audio",),
 }
 _REFUSED = {name: why for why, names in _WHY_REFUSED.items() for name in names}
-_ELSEWHERE = ("previous_response_id", "conversation", "prompt")
+_ELSEWHERE = ("previous_response_id", "conversation")
 """Fields that have the model read what is not in the request."""
 _CALLERS_TOOLS = frozenset({"function", "custom", "local_shell", "apply_patch", "computer_use_preview"})
 _SEARCHES = ("web_search",)
 """Beginnings of the types of the hosted tool that searches the web: those of earlier dates have longer names."""
 _MAX_SEARCHES = 100
 _PRICED_TIERS = (None, "auto", "default", "flex")
-_TEXT_ITEMS = frozenset(
-    {"reasoning", "function_call", "custom_tool_call", "web_search_call", "local_shell_call", "computer_call"}
+_CALLS = frozenset(
+    {
+        *("function_call", "custom_tool_call", "web_search_call", "local_shell_call", "computer_call"),
+        "apply_patch_call",
+    }
 )
-_RESULTS = frozenset({"function_call_output", "custom_tool_call_output", "local_shell_call_output"})
+_RESULTS = frozenset(
+    {
+        *("function_call_output", "custom_tool_call_output", "local_shell_call_output"),
+        "apply_patch_call_output",
+    }
+)
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _NO_OUTPUT = frozenset({"response.created", "response.in_progress", "response.queued"})
 
@@ -79,6 +91,7 @@ class Responses(Api):
         if flag(fields, "background"):
             raise invalid("background", "is not supported: the answer would come when nobody meters it")
         refuse(fields, _REFUSED)
+        refuse_compaction(fields)
         if fields.get("service_tier") not in _PRICED_TIERS:
             raise invalid("service_tier", "is not priced: use default")
         parts, items = Parts(), _items(fields.get("input"))
@@ -89,12 +102,13 @@ class Responses(Api):
             _look_at(item, f"input[{number}]", parts)
         tools = objects(fields.get("tools"), "tools")
         rendered = [value for value in (fields.get("tools"), fields.get("text")) if value is not None]
+        rendered += [item for item in items if kind_of(item) in _CALLS]
         return ModelCall(
             body=body,
             fields=fields,
             models=models(fields),
             text_tokens=text_tokens(
-                body, rendered=[*rendered, *items], messages=1 + len(items), apart=parts.image_bytes
+                body, fields, rendered=rendered, messages=1 + len(items), apart=parts.image_bytes
             ),
             stream=flag(fields, "stream"),
             max_tokens=whole(fields, "max_output_tokens", MAX_OUTPUT_TOKENS),
@@ -132,15 +146,18 @@ def _items(value: Any) -> list[dict[str, Any]]:
 
 def _look_at(item: dict[str, Any], param: str, parts: Parts) -> None:
     kind = kind_of(item)
-    if kind == "message" or item.get("type") is None:
+    if kind == "message" or (item.get("type") is None and "content" in item):
         parts.of_responses(item.get("content"), f"{param}.content")
+    elif kind == "reasoning" and item.get("encrypted_content"):
+        pass
     elif kind in _RESULTS:
         parts.of_responses(item.get("output"), f"{param}.output")
     elif kind == "computer_call_output":
         parts.of_responses([item.get("output")], f"{param}.output")
-    elif kind in {"item_reference", "compaction"}:
+    elif kind in {"item_reference", "compaction", "reasoning"} or item.get("type") is None:
+        # Named only, by its id.
         parts.elsewhere = parts.elsewhere or param
-    elif kind not in _TEXT_ITEMS:
+    elif kind not in _CALLS:
         raise invalid(param, f"is of type {kind[:60]!r}, which is not priced")
 
 
@@ -167,8 +184,19 @@ def _with_searches(response: Mapping[str, Any]) -> Any:
     usage, output = response.get("usage"), response.get("output")
     if not isinstance(usage, dict) or not isinstance(output, list):
         return usage
-    calls = sum(isinstance(item, Mapping) and item.get("type") == "web_search_call" for item in output)
+    calls = sum(_is_search(item) for item in output)
     return {**usage, WEB_SEARCHES: calls} if calls else usage
+
+
+def _is_search(item: Any) -> bool:
+    """Whether an item of output is a search, which is billed, and not a look at a page that one has found.
+
+    Source: https://platform.openai.com/docs/guides/tools-web-search
+    """
+    if not isinstance(item, Mapping) or item.get("type") != "web_search_call":
+        return False
+    action = item.get("action")
+    return not isinstance(action, Mapping) or action.get("type") in {None, "search"}
 
 
 class ResponsesMeter(StreamMeter):

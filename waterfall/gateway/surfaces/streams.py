@@ -148,8 +148,10 @@ class StreamMeter(ABC):
         if billed is None:
             return [raw for raw, _ in shown]
         facts = orjson.dumps(billed)
-        told = [_with(raw, facts) if seen.is_last_word else raw for raw, seen in shown]
-        return [b"" if self._passed_whole else b"\n\n", b": waterfall " + facts + b"\n\n", *told]
+        first, *others = [_with(raw, facts) if seen.is_last_word else raw for raw, seen in shown] or [b"\n"]
+        # A comment of its own, with a blank line, is an event without data to some clients.
+        before = b"" if self._passed_whole else b"\n\n"
+        return [before + b": waterfall " + facts + b"\n" + first, *others]
 
     def response_hash(self) -> str:
         """Hash of everything the upstream sent."""
