@@ -136,7 +136,10 @@ async def test_two_services__in_one_process__count_apart(client, net, upstream, 
 
 
 async def test_alerts__every_metric_they_name__is_one_that_a_service_has(client):
-    _, exposed, _ = await client.request("GET", "/metrics")
+    exposed = ""
+    async with asyncio.timeout(60):
+        while "waterfall_ledger_readable 1" not in exposed:  # a busy machine may keep it waiting
+            _, exposed, _ = await client.request("GET", "/metrics")
     suffixes = {"gauge": ("",), "counter": ("",), "histogram": ("_bucket", "_sum", "_count")}
     families = dict(re.findall(r"^# TYPE (waterfall_\w+) (\w+)$", exposed, re.MULTILINE))
     names = {name + suffix for name, kind in families.items() for suffix in suffixes[kind]}

@@ -52,7 +52,9 @@ UNREADABLE = {
     "boolean": uses({"prompt_tokens": True, "completion_tokens": 5}),
     "beyond 64 bits": uses({"prompt_tokens": 2**63, "completion_tokens": 5}),
     "more cached than sent": uses(usage() | {"prompt_tokens_details": {"cached_tokens": 13}}),
-    "more thought than said": uses(usage() | {"completion_tokens_details": {"reasoning_tokens": 6}}),
+    "more thought than said": uses(
+        usage() | {"completion_tokens_details": {"reasoning_tokens": 6}, "total_tokens": None}
+    ),
     "nested too deeply": uses(
         usage() | {"x": json.loads('{"x":' * 200 + "1" + "}" * 200)},
     ),
