@@ -96,61 +96,21 @@ def speed() -> list[Figure]:
                 )
     one, direct = measured["ours", False, 1], measured["direct", False, 1]
     stream, direct_stream = measured["ours", True, 1], measured["direct", True, 1]
-    figures += [
-        Figure(
-            "gateway.added.p50",
-            one.of("p50") - direct.of("p50"),
-            "ms",
-            "added to a call, median, 1 caller",
-            at_most=1.3,
-        ),
-        Figure(
-            "gateway.added.p99",
-            one.of("p99") - direct.of("p99"),
-            "ms",
-            "added to a call, 99 of 100, 1 caller",
-            at_most=3,
-        ),
-        Figure(
-            "gateway.added.first",
-            stream.of("first") - direct_stream.of("first"),
-            "ms",
-            "added to a stream's first byte, median, 1 caller",
-            at_most=1.5,
-        ),
-        Figure(
-            "gateway.cpu.1",
-            one.of("cpu_ms"),
-            "ms",
-            "CPU of the service for a call, 1 caller, settlement in it",
-            at_most=1.6,
-        ),
-        Figure(
-            "gateway.cpu.16",
-            measured["ours", False, 16].of("cpu_ms"),
-            "ms",
-            "CPU of the service for a call, 16 callers, settlement in it",
-            at_most=0.8,
-        ),
-        Figure(
-            "gateway.memory", extra["memory"], "MiB", "memory of the service after all of this", at_most=250
-        ),
-        Figure(
-            "gateway.memory.growth",
-            extra["growth"],
-            "%",
-            f"its growth over the last {_CALLS_FOR_MEMORY:,} calls",
-            at_most=5,
-        ),
-        Figure(
-            "gateway.unsettled",
-            extra["unsettled"],
-            "s",
-            "until nothing waited for the chain, after all of this",
-            at_most=10,
-        ),
-        Figure("gateway.hold_ratio", extra["ratio"], "×", "held ÷ charged, of these calls"),
+    first = stream.of("first") - direct_stream.of("first")
+    service = "CPU of the service for a call, settlement in it"
+    facts: list[tuple[str, float, str, str, float | None]] = [
+        ("added.p50", one.of("p50") - direct.of("p50"), "ms", "added to a call, median, 1 caller", 1.3),
+        ("added.p99", one.of("p99") - direct.of("p99"), "ms", "added to a call, 99 of 100, 1 caller", 3),
+        ("added.first", first, "ms", "added to a stream's first byte, median, 1 caller", 1.5),
+        ("cpu.1", one.of("cpu_ms"), "ms", f"{service}, 1 caller", 1.6),
+        ("cpu.16", measured["ours", False, 16].of("cpu_ms"), "ms", f"{service}, 16 callers", 0.8),
+        ("memory", extra["memory"], "MiB", "memory of the service after all of this", 250),
+        ("memory.growth", extra["growth"], "%", f"its growth over the last {_CALLS_FOR_MEMORY:,} calls", 5),
+        ("unsettled", extra["unsettled"], "s", "until nothing waited for the chain, after all of this", 10),
+        ("hold_ratio", extra["ratio"], "×", "held ÷ charged, of these calls", None),
     ]
+    for name, value, unit, meaning, most in facts:
+        figures.append(Figure(f"gateway.{name}", value, unit, meaning, at_most=most))
     return figures
 
 

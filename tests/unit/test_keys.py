@@ -5,7 +5,7 @@ import pytest
 from making import ACCOUNT, OTHER, only_sqlite
 
 from waterfall.errors import KeyNotFound, LedgerError
-from waterfall.ledger import journal, keys, schema
+from waterfall.ledger import journal, keys, schema, shared
 
 
 def test_new_secret__each__is_long_random_and_recognisable():
@@ -136,3 +136,30 @@ async def test_of__account__its_keys_only_oldest_first(desk):
     made = [await desk.ledger.keys.add(f"wf_{n}", account=ACCOUNT, name=str(n)) for n in range(3)]
     await desk.ledger.keys.add("wf_other", account=None, name="other")
     assert {key.id for key in desk.ledger.keys.of(ACCOUNT)} == {key.id for key in made}
+
+
+async def failing_once(*_):
+    raise LedgerError(reason="the disk is gone")
+
+
+async def test_revoke__read_back_fails__is_known_as_revoked_by_the_next_try_at_the_latest(desk, monkeypatch):
+    keyring = desk.ledger.keys
+    key = await keyring.add("wf_user", account=ACCOUNT, name="laptop")
+    with monkeypatch.context() as broken:
+        broken.setattr(keyring._reader, "read", failing_once)  # noqa: SLF001 - a disk that fails between two steps
+        with pytest.raises(LedgerError):
+            await keyring.revoke(key.id)
+    with pytest.raises(KeyNotFound):
+        await keyring.revoke(key.id)
+    assert keyring.find("wf_user").revoked_at is not None
+
+
+async def test_learn__own_change_could_not_be_read_back__is_read_as_if_it_were_anothers(desk, monkeypatch):
+    keyring = desk.ledger.keys
+    key = await keyring.add("wf_user", account=ACCOUNT, name="laptop")
+    with monkeypatch.context() as broken:
+        broken.setattr(keyring._reader, "read", failing_once)  # noqa: SLF001
+        with pytest.raises(LedgerError):
+            await keyring.revoke(key.id)
+    await keyring.learn(await desk.ledger.read(shared.read))
+    assert keyring.find("wf_user").revoked_at is not None

@@ -212,14 +212,3 @@ async def test_totals__losses__excess_is_summed_exactly_and_incomplete_calls_are
 async def losses(desk):
     totals = await desk.ledger.read(views.totals)
     return totals.excess, totals.incomplete
-
-
-async def test_oldest_unsettled__charges_waiting__when_the_first_was_captured(desk):
-    assert await desk.ledger.read(views.oldest_unsettled) is None
-    charges = [await desk.charge(n) for n in (1, 2)]
-    times = [call.settlement.captured_at for call in await calls(desk)][::-1]
-    assert await desk.ledger.read(views.oldest_unsettled) == times[0]
-    await desk.apply(block(2), charged(charges[0]))
-    assert await desk.ledger.read(views.oldest_unsettled) == times[1]
-    await desk.apply(block(3), rejected(charges[1]))
-    assert await desk.ledger.read(views.oldest_unsettled) is None

@@ -51,7 +51,8 @@ async def backup(
 ) -> None:
     """Write the ledger into a file, while the service runs.
 
-    It holds account labels and the hashes of API keys: keep it as you keep the database.
+    It holds account labels, the hashes of API keys, and answers that are kept for repeats: keep it as you keep the
+    database.
     """
     logs.configure(Path(os.devnull))
     if verify:

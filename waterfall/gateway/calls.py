@@ -122,7 +122,7 @@ class Calls:
         until = time.monotonic() + wait_seconds
         while True:
             try:
-                return await self._hold_now(caller, surface, model, bound, once, after)
+                return await self._shielded(model, self._hold(caller, surface, model, bound, once, after))
             except FundsHeld:
                 left = until - time.monotonic()
                 if left <= 0:
@@ -131,16 +131,8 @@ class Calls:
                 with suppress(TimeoutError):  # another process frees what this one is not told of
                     await asyncio.wait_for(self._freed.wait(), min(left, _LOOK_AGAIN_SECONDS))
 
-    async def _hold_now(
-        self,
-        caller: Caller,
-        surface: Surface,
-        model: Model,
-        bound: Bound,
-        once: Once | None,
-        after: int | None,
-    ) -> Hold:
-        holding = self.start(self._hold(caller, surface, model, bound, once, after))
+    async def _shielded(self, model: Model, hold: Coroutine[Any, Any, Hold]) -> Hold:
+        holding = self.start(hold)
         try:
             with self.tracing.span("hold", model=model.name) as span:
                 held = await asyncio.shield(holding)

@@ -40,7 +40,6 @@ from waterfall.gateway.terms import Terms
 from waterfall.ledger.books import Hold, Once
 from waterfall.ledger.journal import Answer, Caller, Captured
 from waterfall.ledger.views import CallRecord
-from waterfall.metering.prices import Bound
 from waterfall.metering.usage import UsageUnreadable, read
 from waterfall.receipts import bytes_hash
 
@@ -76,73 +75,91 @@ async def serve(
         PaymentRequired, InvalidRequest, Unavailable, LedgerError: before anything was sent.
         IdempotencyConflict, AlreadyCharged, CallLost: by the idempotency key.
     """
-    terms = Terms.read(headers)
-    bounds = [call.bound(model) for model in models]  # of all, before the first is tried
-    key = terms.idempotency_key
-    passed_on = {name: headers[name] for name in api.passed_on if name in headers}
-    asked = b"\n".join((api.surface.encode(), repr(passed_on).encode(), call.body))
-    once = None if key is None else Once(_SCOPE + caller.account, key, bytes_hash(asked))
-    known = ""
-    while True:
-        try:
-            return await _serve(calls, api, call, models, bounds, caller, passed_on, terms, once)
-        except CallRepeated as repeated:
-            assert once is not None  # noqa: S101 - it was repeated under it
-            longest = sum(model.upstream.settings.max_call_seconds for model in models)
-            earlier = await calls.ended(str(repeated.details["receipt"]), longest)
-            state = earlier.settlement.state
-            if state == "lost" and known != earlier.receipt_id:
-                known = earlier.receipt_id  # the next of its models may be about to serve
-                await asyncio.sleep(_NEXT_ATTEMPT_SECONDS)
-            elif state != "released":  # else nothing has come of it: it may be made now
-                return await _answer_again(calls, once, earlier)
+    return await _Asked(calls, api, call, models, caller, headers).answer()
 
 
-async def _answer_again(calls: Calls, once: Once, earlier: CallRecord) -> Response:
-    if earlier.receipt is None:
-        raise CallLost(receipt=earlier.receipt_id)
-    answer = await calls.ledger.find_answer(once)
-    if answer is None:
-        raise AlreadyCharged(receipt=earlier.receipt_id)
-    return Response(answer.body, headers=replay_headers(earlier), media_type=answer.media_type)
+class _Asked:
+    """What one request asks for."""
 
+    def __init__(
+        self,
+        calls: Calls,
+        api: Api,
+        call: ModelCall,
+        models: list[Model],
+        caller: Caller,
+        headers: Headers,
+    ) -> None:
+        self._calls = calls
+        self._api = api
+        self._call = call
+        self._caller = caller
+        self._terms = Terms.read(headers)
+        self._bounded = [(model, call.bound(model)) for model in models]  # all, before the first is tried
+        self._passed_on = {name: headers[name] for name in api.passed_on if name in headers}
+        self._once = self._key()
 
-async def _serve(
-    calls: Calls,
-    api: Api,
-    call: ModelCall,
-    models: list[Model],
-    bounds: list[Bound],
-    caller: Caller,
-    passed_on: Mapping[str, str],
-    terms: Terms,
-    once: Once | None,
-) -> Response:
-    before: int | None = None
-    for number, (model, bound) in enumerate(zip(models, bounds, strict=True), 1):
-        held = await calls.hold(
-            caller,
-            api.surface,
-            model,
-            bound,
-            wait_seconds=terms.wait_seconds,
-            once=once,
-            after=before,
-        )
-        before = held.sequence
-        serving = Serving(calls, api, call, model, held, passed_on, once=once, settled=terms.settled)
-        try:
-            response = await (
-                serving.streamed() if call.stream else asyncio.shield(calls.start(serving.whole()))
+    def _key(self) -> Once | None:
+        key = self._terms.idempotency_key
+        if key is None:
+            return None
+        asked = b"\n".join((self._api.surface.encode(), repr(self._passed_on).encode(), self._call.body))
+        return Once(_SCOPE + self._caller.account, key, bytes_hash(asked))
+
+    async def answer(self) -> Response:
+        """Answer it, now or as it was answered before."""
+        known = ""
+        while True:
+            try:
+                return await self._try_models()
+            except CallRepeated as repeated:
+                longest = sum(model.upstream.settings.max_call_seconds for model, _ in self._bounded)
+                earlier = await self._calls.ended(str(repeated.details["receipt"]), longest)
+                state = earlier.settlement.state
+                if state == "lost" and known != earlier.receipt_id:
+                    known = earlier.receipt_id  # the next of its models may be about to serve
+                    await asyncio.sleep(_NEXT_ATTEMPT_SECONDS)
+                elif state != "released":  # else nothing has come of it: it may be made now
+                    return await self._answer_again(earlier)
+
+    async def _answer_again(self, earlier: CallRecord) -> Response:
+        assert self._once is not None  # noqa: S101 - it was repeated under it
+        if earlier.receipt is None:
+            raise CallLost(receipt=earlier.receipt_id)
+        answer = await self._calls.ledger.find_answer(self._once)
+        if answer is None:
+            raise AlreadyCharged(receipt=earlier.receipt_id)
+        return Response(answer.body, headers=replay_headers(earlier), media_type=answer.media_type)
+
+    async def _try_models(self) -> Response:
+        calls, call, terms = self._calls, self._call, self._terms
+        before: int | None = None
+        for number, (model, bound) in enumerate(self._bounded, 1):
+            held = await calls.hold(
+                self._caller,
+                self._api.surface,
+                model,
+                bound,
+                wait_seconds=terms.wait_seconds,
+                once=self._once,
+                after=before,
             )
-        except WaterfallError as error:
-            if number < len(models) and _another_may_serve(error):
-                log.info("tried another model", failed=model.name, reason=error.message)
-                continue
-            response = refused(api, error)
-        response.headers.update(hold_headers(held, model.name))
-        return response
-    raise AssertionError("there is always a last model")
+            before = held.sequence
+            serving = Serving(
+                calls, self._api, call, model, held, self._passed_on, once=self._once, settled=terms.settled
+            )
+            try:
+                response = await (
+                    serving.streamed() if call.stream else asyncio.shield(calls.start(serving.whole()))
+                )
+            except WaterfallError as error:
+                if number < len(self._bounded) and _another_may_serve(error):
+                    log.info("tried another model", failed=model.name, reason=error.message)
+                    continue
+                response = refused(self._api, error)
+            response.headers.update(hold_headers(held, model.name))
+            return response
+        raise AssertionError("there is always a last model")
 
 
 async def ask_for_free(

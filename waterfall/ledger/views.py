@@ -348,13 +348,3 @@ def transactions(connection: sa.Connection) -> dict[str, int]:
     counts = {state: count for state, count in connection.execute(query)}  # noqa: C416 - rows, not tuples
     tries = connection.execute(sa.select(sa.func.count()).select_from(attempts)).scalar_one()
     return {**counts, "attempts": tries}
-
-
-def oldest_unsettled(connection: sa.Connection) -> int | None:
-    """When the oldest charge that settlement still has to bring to the chain was captured, Unix milliseconds.
-
-    A rejected one was there: it waits for its own account, and no other account may stop for it.
-    """
-    table = schema.charges
-    waiting = schema.is_unsettled, table.c.state != "rejected"
-    return connection.execute(sa.select(sa.func.min(table.c.captured_at)).where(*waiting)).scalar()
