@@ -71,7 +71,7 @@ async def test_reorg__charges_gone_with_it__the_same_transactions_go_out_again(e
         async with caller.calling(service.url, at_once=1):
             await site.until_settled(len(before))
         await site.check_books()
-        assert b'"event": "reorg"' in service.output
+        assert b'"event":"reorg"' in service.output
     after = await charged(site)
     assert {id_: place.tx_hash for id_, place in before.items()} == {
         id_: after[id_].tx_hash for id_ in before
@@ -94,7 +94,7 @@ async def test_reorg__charges_land_in_other_blocks__counted_once(either_site, de
         await site.check_books()
         assert await caller.call(service.url) == "answered"
         await site.check_books()
-        assert b'"event": "reorg"' in service.output
+        assert b'"event":"reorg"' in service.output
     after = await charged(site)
     assert all(
         after[id_].block != place.block

@@ -287,9 +287,9 @@ async def test_logs__of_two_processes__lead_from_a_request_id_to_its_transaction
         await until(look, mined)
         ours = [e for e in gateway.events() if e.get("request_id") == "call-2"]
         theirs = relayer.events()
-    assert [e["event"] for e in ours] == ["held", "answered", "captured"]
+    assert [e["event"] for e in ours] == ["captured"]
     assert {e["charge"] for e in ours} == {int(receipt["charge_id"])}
-    assert (ours[0]["receipt"], ours[2]["amount"]) == (receipt["id"], COST)
+    assert (ours[0]["receipt"], ours[0]["amount"]) == (receipt["id"], COST)
     assert all({"level", "timestamp"} <= set(e) for e in ours)
 
     charge = ours[0]["charge"]

@@ -53,6 +53,7 @@ class Server(uvicorn.Server):
                 loop="none",
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,  # nothing depends on where a request comes from
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=flush_seconds,
             )

@@ -11,8 +11,9 @@ import traceback
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
+import orjson
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
@@ -31,7 +32,9 @@ def configure(to: Path | None = None) -> None:
     if to is not None:
         to.parent.mkdir(parents=True, exist_ok=True)
         stream = to.open("a")
-    renderer = structlog.dev.ConsoleRenderer() if stream.isatty() else structlog.processors.JSONRenderer()
+    renderer = (
+        structlog.dev.ConsoleRenderer() if stream.isatty() else structlog.processors.JSONRenderer(_json)
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -44,6 +47,13 @@ def configure(to: Path | None = None) -> None:
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, Lines(stream))),
         cache_logger_on_first_use=False,
     )
+
+
+def _json(event: EventDict, **options: Any) -> str:
+    try:
+        return orjson.dumps(event, default=options["default"]).decode()
+    except TypeError:  # amounts beyond 64 bits, halves of characters
+        return json.dumps(event, **options, separators=(",", ":"))
 
 
 class Lines:

@@ -1,9 +1,8 @@
 """Who is calling: an account by its own key, or the platform by an admin key for an account it names."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-
-from starlette.requests import Request
 
 from waterfall.errors import ApiKeyExpired, InvalidApiKey, InvalidRequest, PermissionDenied
 from waterfall.ledger.journal import Caller, now_ms
@@ -35,15 +34,15 @@ class Access:
             raise PermissionDenied(reason="This key belongs to another account.")
 
 
-def authenticate(keys: Keyring, request: Request) -> Access:
-    """Find the key a request shows.
+def authenticate(keys: Keyring, headers: Mapping[str, str]) -> Access:
+    """Find the key that a request's headers show; their names are lower case.
 
     Raises:
         InvalidApiKey, ApiKeyExpired
     """
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    scheme, _, secret = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
-        secret = request.headers.get("x-api-key", "")  # as Anthropic's clients send it
+        secret = headers.get("x-api-key", "")  # as Anthropic's clients send it
     key = keys.find(secret.strip())
     if key is None or key.revoked_at is not None:
         raise InvalidApiKey
@@ -52,14 +51,14 @@ def authenticate(keys: Keyring, request: Request) -> Access:
     return Access(key)
 
 
-def payer(keys: Keyring, request: Request) -> Caller:
+def payer(keys: Keyring, headers: Mapping[str, str]) -> Caller:
     """The account that pays for a call: the key's own, or the one a platform key names.
 
     Raises:
         InvalidApiKey, ApiKeyExpired, PermissionDenied, InvalidRequest
     """
-    access = authenticate(keys, request)
-    named = request.headers.get("x-waterfall-account")
+    access = authenticate(keys, headers)
+    named = headers.get("x-waterfall-account")
     if named is not None:
         named = named.lower()[:_LONGEST_NAMED]
         access.require_account(named)

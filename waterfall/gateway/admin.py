@@ -85,7 +85,7 @@ Context = Annotated[Office, Depends(_office)]
 
 
 async def _anyone(request: Request, here: Context) -> Access:
-    return authenticate(here.ledger.keys, request)
+    return authenticate(here.ledger.keys, request.headers)
 
 
 Anyone = Annotated[Access, Depends(_anyone)]

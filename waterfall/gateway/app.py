@@ -2,15 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from waterfall import __version__
@@ -122,9 +124,8 @@ class Gateway:
             summary="LLM calls, each checked against an on-chain wallet, metered, priced and settled.",
             lifespan=self._lifespan,
             redirect_slashes=False,
-            following=lambda app: Following(app, self._ledger.metrics, self._tracing),
+            around=self._around,
         )
-        app.add_middleware(_BodyLimit, limit=self._settings.max_body_bytes)
         app.add_exception_handler(WaterfallError, self._on_waterfall_error)
         app.add_exception_handler(RequestValidationError, _on_invalid_request)
         app.add_exception_handler(HTTPException, _on_http_exception)
@@ -179,6 +180,12 @@ class Gateway:
         app.state.office = admin.Office(self._ledger, self.calls, self.models, label_salt)
         return app
 
+    def _around(self, app: ASGIApp) -> ASGIApp:
+        """The framework's own application, in what every request passes before it."""
+        fast = _FastLane(app, self.app.routes, on_refusal=self._on_waterfall_error)
+        limited = _BodyLimit(fast, self._settings.max_body_bytes)
+        return Following(limited, self._ledger.metrics, self._tracing)
+
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         for model in self.models.unpriced:
@@ -217,17 +224,18 @@ class Gateway:
 
     def _model_call(self, api: Api) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
+            headers = dict(reversed(request.headers.items()))  # of several of a name, the first
             with self._tracing.span("authenticate"):
-                caller = payer(self._ledger.keys, request)
+                caller = payer(self._ledger.keys, headers)
             call = await _read(api, await request.body())
             models = [self.models.serving(name, api.surface, caller.account) for name in call.models]
-            return await serve(self.calls, api, call, models, caller, request.headers)
+            return await serve(self.calls, api, call, models, caller, headers)
 
         return answer
 
     async def _count_tokens(self, request: Request) -> Response:
         """How many tokens of input a message would be, by its provider's count; nobody is billed for that."""
-        caller, api = payer(self._ledger.keys, request), API_OF["messages"]
+        caller, api = payer(self._ledger.keys, request.headers), API_OF["messages"]
         fields = bodies.parse(await request.body())
         (name, *_) = bodies.models(fields)
         model = self.models.serving(name, api.surface, caller.account)
@@ -235,7 +243,7 @@ class Gateway:
 
     async def _list_models(self, request: Request) -> ModelList:
         """The models that may be called."""
-        access = authenticate(self._ledger.keys, request)
+        access = authenticate(self._ledger.keys, request.headers)
         models = list(self.models.all(access.key.account))
         return ModelList(
             data=[
@@ -262,7 +270,7 @@ class Gateway:
 
     def _is_platform(self, request: Request) -> bool:
         try:
-            return authenticate(self._ledger.keys, request).is_admin
+            return authenticate(self._ledger.keys, request.headers).is_admin
         except WaterfallError:
             return False
 
@@ -274,20 +282,20 @@ class Gateway:
 
     async def _metrics(self, request: Request) -> Response:
         """What this process counts and sees, for Prometheus: the platform's figures, so with its key."""
-        authenticate(self._ledger.keys, request).require_admin()
+        authenticate(self._ledger.keys, request.headers).require_admin()
         return await self._watch.metrics()
 
 
 class _Documented(FastAPI):
-    """The application with its keys in the OpenAPI document, and every request of it followed."""
+    """The application with its keys in the OpenAPI document, within something of ours."""
 
-    def __init__(self, *, following: Callable[[ASGIApp], ASGIApp], **options: Any) -> None:
+    def __init__(self, *, around: Callable[[ASGIApp], ASGIApp], **options: Any) -> None:
         super().__init__(**options)
-        self._following = following
+        self._around = around
 
     def build_middleware_stack(self) -> ASGIApp:
         """All of it, outside of what answers failures."""
-        return self._following(super().build_middleware_stack())
+        return self._around(super().build_middleware_stack())
 
     def openapi(self) -> dict[str, Any]:
         """The document."""
@@ -391,6 +399,42 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 async def _on_failure(request: Request, error: Exception) -> Response:
     log.error("unexpected", path=request.url.path, exc_info=error)
     return _refusal(request.url.path, WaterfallError())
+
+
+class _FastLane:
+    """Serves calls of models ahead of the framework's layers, which take longer than what is done for a call.
+
+    Errors are answered as they are there.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        routes: Iterable[BaseRoute],
+        *,
+        on_refusal: Callable[[Request, Exception], Awaitable[Response]],
+    ) -> None:
+        self._app = app
+        self._routes = {
+            route.path: route for route in routes if isinstance(route, APIRoute) and route.name in API_OF
+        }
+        self._on_refusal = on_refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        route = self._routes.get(scope["path"]) if is_post else None
+        if route is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = route
+        request = Request(scope, receive)
+        try:
+            response = await route.endpoint(request)
+        except WaterfallError as error:
+            response = await self._on_refusal(request, error)
+        except Exception as error:  # noqa: BLE001 - one nobody foresaw is answered, too
+            response = await _on_failure(request, error)
+        await response(scope, receive, send)
 
 
 class _BodyLimit:

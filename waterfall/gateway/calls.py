@@ -16,7 +16,6 @@ from waterfall.errors import (
     LedgerError,
     SignerUnavailable,
     Unavailable,
-    WaterfallError,
 )
 from waterfall.failpoints import failpoint
 from waterfall.gateway.models import Model
@@ -122,7 +121,11 @@ class Calls:
         until = time.monotonic() + wait_seconds
         while True:
             try:
-                return await self._shielded(model, self._hold(caller, surface, model, bound, once, after))
+                with self.tracing.span("hold", model=model.name) as span:
+                    held = await self._hold(caller, surface, model, bound, once, after)
+                    span.set_attribute("waterfall.charge_id", str(held.charge_id))
+                    span.set_attribute("waterfall.receipt_id", held.receipt_id)
+                    return held
             except FundsHeld:
                 left = until - time.monotonic()
                 if left <= 0:
@@ -130,18 +133,6 @@ class Calls:
                 self._freed.clear()
                 with suppress(TimeoutError):  # another process frees what this one is not told of
                     await asyncio.wait_for(self._freed.wait(), min(left, _LOOK_AGAIN_SECONDS))
-
-    async def _shielded(self, model: Model, hold: Coroutine[Any, Any, Hold]) -> Hold:
-        holding = self.start(hold)
-        try:
-            with self.tracing.span("hold", model=model.name) as span:
-                held = await asyncio.shield(holding)
-                span.set_attribute("waterfall.charge_id", str(held.charge_id))
-                span.set_attribute("waterfall.receipt_id", held.receipt_id)
-                return held
-        except asyncio.CancelledError:
-            self.start(self._release_unused(holding))
-            raise
 
     async def _hold(
         self,
@@ -168,11 +159,10 @@ class Calls:
                     once=once,
                     after=after,
                 )
-            except LedgerError:
-                self.start(self._release_unanswered(receipt_id, caller.account))
+            except (LedgerError, asyncio.CancelledError) as error:
+                self.start(self._release_unanswered(receipt_id, caller.account, error))
                 raise
         self._open[held.sequence] = held
-        self._log("held", held, account=held.account, model=model.name)
         failpoint("call.held")
         return held
 
@@ -183,7 +173,7 @@ class Calls:
 
     def _log(self, event: str, held: Hold, **facts: Any) -> None:
         """Log a step of a call; the charge's id is what the relayer's lines go on with."""
-        log.info(event, charge=held.charge_id, receipt=held.receipt_id, **facts)
+        log.info(event, charge=held.charge_id, receipt=held.receipt_id, account=held.account, **facts)
 
     @contextmanager
     def _top_up(self, account: str) -> Iterator[None]:
@@ -194,12 +184,10 @@ class Calls:
             error.details["deposit_address"] = self.ledger.deposit_address(account)
             raise
 
-    async def _release_unused(self, holding: "asyncio.Task[Hold]") -> None:
-        with suppress(WaterfallError):
-            await self.release(await holding, "it was cancelled before the upstream was called")
-
-    async def _release_unanswered(self, receipt_id: str, account: str) -> None:
-        reason = "its hold was answered by an error, so the upstream was not called"
+    async def _release_unanswered(self, receipt_id: str, account: str, error: BaseException) -> None:
+        """Give back what may have been set aside for a call that does not go on."""
+        was = "answered by an error" if isinstance(error, LedgerError) else "cancelled"
+        reason = f"its hold was {was}, so the upstream was not called"
         await _until_durable(lambda: self.ledger.release_unanswered(receipt_id, account, reason))
 
     async def capture(
@@ -236,7 +224,7 @@ class Calls:
         failpoint("call.answered")
         with self.tracing.span("capture", amount=str(amount)):
             captured = await self._end(held, write)
-        self._log("captured", held, amount=captured.amount)
+        self._log("captured", held, model=model.name, upstream=model.upstream.name, amount=captured.amount)
         failpoint("call.captured")
         return captured
 
@@ -249,7 +237,12 @@ class Calls:
     async def lose(self, held: Hold, reason: str) -> None:
         """Give the hold back, and list the call as one that may have cost something."""
         log.error(
-            "call lost", charge=held.charge_id, receipt=held.receipt_id, held=held.amount, reason=reason
+            "call lost",
+            charge=held.charge_id,
+            receipt=held.receipt_id,
+            account=held.account,
+            held=held.amount,
+            reason=reason,
         )
         with suppress(HoldNotOpen):
             await self._end(held, lambda: self.ledger.lose(held, reason))
@@ -327,7 +320,7 @@ class Calls:
                 vendor_cost=vendor_cost,
             )
         if receipt_id == drawn.receipt_id:
-            self._log("captured", drawn, account=drawn.account, model=model, amount=amount)
+            self._log("captured", drawn, model=model, amount=amount)
         return receipt_id
 
     async def sign(

@@ -1,17 +1,19 @@
 """Follows every request: its id in its answer and in all lines that are logged for it, its count, its time, its trace."""
 
+import itertools
 import re
+import secrets
 import time
-from secrets import token_hex
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from waterfall.gateway.tracing import Tracing
 from waterfall.metrics import Metrics
 
 REQUEST_ID = "x-request-id"
+_REQUEST_ID = REQUEST_ID.encode()
 
 _SANE = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -27,6 +29,12 @@ class Following:
         self._app = app
         self._metrics = metrics
         self._tracing = tracing
+        self._process = secrets.token_hex(8)
+        self._numbers = itertools.count(1)
+
+    def _new_id(self) -> str:
+        """Unlike any other; nothing depends on whether it can be guessed."""
+        return f"{self._process}{next(self._numbers):016x}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
@@ -35,13 +43,13 @@ class Following:
             return
         headers, began, status, route = Headers(scope=scope), time.monotonic(), _LEFT, _OTHER
         given = headers.get(REQUEST_ID, "")
-        request_id = given if _SANE.fullmatch(given) else token_hex(16)
+        request_id = given if _SANE.fullmatch(given) else self._new_id()
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = str(message["status"])
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                message["headers"] = [*message.get("headers", ()), (_REQUEST_ID, request_id.encode())]
             await send(message)
 
         method = scope["method"] if scope["method"] in _METHODS else _OTHER

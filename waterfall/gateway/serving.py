@@ -10,7 +10,6 @@ from typing import Any
 import aiohttp
 import orjson
 import structlog
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -63,7 +62,7 @@ _SCOPE = "calls of "
 
 
 async def serve(
-    calls: Calls, api: Api, call: ModelCall, models: list[Model], caller: Caller, headers: Headers
+    calls: Calls, api: Api, call: ModelCall, models: list[Model], caller: Caller, headers: Mapping[str, str]
 ) -> Response:
     """Hold, call, capture and answer, by the first of these models that serves the call.
 
@@ -88,7 +87,7 @@ class _Asked:
         call: ModelCall,
         models: list[Model],
         caller: Caller,
-        headers: Headers,
+        headers: Mapping[str, str],
     ) -> None:
         self._calls = calls
         self._api = api
@@ -163,7 +162,7 @@ class _Asked:
 
 
 async def ask_for_free(
-    api: Api, path: str, fields: Mapping[str, Any], model: Model, headers: Headers
+    api: Api, path: str, fields: Mapping[str, Any], model: Model, headers: Mapping[str, str]
 ) -> Response:
     """Ask an upstream what it bills nobody for, such as how many tokens a request would be.
 
@@ -236,13 +235,6 @@ class Serving:
                     seconds, outcome = time.monotonic() - began, str(response.status)
                     metrics.upstream_seconds.labels(name).observe(seconds)
                     span.set_attribute("http.response.status_code", response.status)
-                    log.info(
-                        "answered",
-                        charge=self._held.charge_id,
-                        upstream=name,
-                        status=response.status,
-                        seconds=round(seconds, 6),
-                    )
                     yield response
         except (UpstreamUnavailable, UpstreamTimeout, UpstreamInvalid) as error:
             outcome = error.code

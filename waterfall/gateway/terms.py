@@ -1,9 +1,8 @@
 """What a caller asks of the gateway itself, by headers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
-
-from starlette.datastructures import Headers
 
 from waterfall.errors import InvalidRequest
 
@@ -59,13 +58,13 @@ class Terms:
     """Under which it is made once."""
 
     @classmethod
-    def read(cls, headers: Headers) -> Self:
-        """Those of a request.
+    def read(cls, headers: Mapping[str, str]) -> Self:
+        """Those of a request, by its headers in lower case.
 
         Raises:
             InvalidRequest
         """
-        wait, settle = headers.get(_WAIT, "0"), headers.get(_SETTLE, _MODES[0])
+        wait, settle = headers.get(_WAIT.lower(), "0"), headers.get(_SETTLE.lower(), _MODES[0])
         if not (
             wait.isascii()
             and wait.isdecimal()
@@ -77,7 +76,7 @@ class Terms:
             )
         if settle not in _MODES:
             raise InvalidRequest(reason=f"{_SETTLE} must be one of {', '.join(_MODES)}.", param=_SETTLE)
-        once = headers.get(_ONCE)
+        once = headers.get(_ONCE.lower())
         if once is not None and not 1 <= len(once) <= _LONGEST_KEY:
             raise InvalidRequest(reason=f"{_ONCE} must have 1 to {_LONGEST_KEY} characters.", param=_ONCE)
         return cls(int(wait), settle == _MODES[1], once)

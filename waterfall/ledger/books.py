@@ -22,7 +22,7 @@ _HOLD = (
     *("sequence", "epoch", "receipt_id", "account", "api_key", "surface", "model", "amount", "created_at"),
     "lease_ms",
 )
-_END = ("state", "reason", "ended_at", "its_sequence")
+_END = ("state", "reason", "ended_at")
 _CHARGE = (
     "sequence",
     "epoch",
@@ -102,11 +102,12 @@ class Statements:
             ),
             *_HOLD,
         )
-        self.end_hold = database.compiled(
+        self.end_holds = database.compiled(
             holds.update()
-            .where(holds.c.sequence == sa.bindparam("its_sequence"), schema.is_(holds.c.state, "held"))
-            .values({name: sa.bindparam(name) for name in _END[:-1]}),
+            .where(database.one_of(holds.c.sequence), schema.is_(holds.c.state, "held"))
+            .values({name: sa.bindparam(name) for name in _END}),
             *_END,
+            "keys",
         )
         self.insert_charge = database.compiled(
             charges.insert().values({name: sa.bindparam(name) for name in _CHARGE}), *_CHARGE
@@ -142,8 +143,9 @@ class Books:
         self._database = database
         self._statements = statements
         self._wallets: dict[str, Wallet] = {}
+        self._opened: list[Hold] = []
         self._holds: list[tuple[Any, ...]] = []
-        self._ends: list[tuple[Any, ...]] = []
+        self._ends: list[tuple[str, str | None, int]] = []
         self._ended: list[Hold] = []
         self._charges: list[tuple[Any, ...]] = []
         self._keys: list[dict[str, Any]] = []
@@ -178,6 +180,7 @@ class Books:
         lease_ms: int,
     ) -> None:
         """Open a hold and set its amount aside."""
+        self._opened.append(hold)
         self._holds.append(
             (
                 hold.sequence,
@@ -194,9 +197,13 @@ class Books:
         )
         self._reserve(hold.account, held=hold.amount)
 
+    def opened(self, receipt_id: str) -> Hold | None:
+        """The hold of a receipt that is opened in these books, which nobody can read yet."""
+        return next((hold for hold in self._opened if hold.receipt_id == receipt_id), None)
+
     def end(self, hold: Hold, state: str, reason: str | None) -> None:
         """End a hold and give its amount back. That it was open shows when the books are written."""
-        self._ends.append((state, reason, self.now, hold.sequence))
+        self._ends.append((state, reason, hold.sequence))
         self._ended.append(hold)
         self._reserve(hold.account, held=-hold.amount)
 
@@ -259,7 +266,8 @@ class Books:
 
     def read(self, accounts: Collection[str]) -> None:
         """Lock these accounts' wallets, in the one order that everybody takes, and read them."""
-        for row in self._database.rows(self._raw.cursor(), self._statements.read_wallets, accounts):
+        keys = self._database.keys(accounts)
+        for row in self._raw.cursor().execute(self._statements.read_wallets, (keys,)).fetchall():
             self._wallets[row[0]] = wallet_of(*row)
 
     def attempt(self, operation: Callable[["Books"], Any]) -> Any:
@@ -269,6 +277,7 @@ class Books:
             Exception: the operation's own.
         """
         gathered: tuple[list[Any], ...] = (
+            self._opened,
             self._holds,
             self._ends,
             self._ended,
@@ -301,19 +310,21 @@ class Books:
         reserved = [
             (money(wallet.held), money(wallet.unsettled), wallet.account) for wallet in changed.values()
         ]
-        ends = self._raw.cursor()
+        together: dict[tuple[str, str | None], list[int]] = {}
+        for state, reason, sequence in self._ends:
+            together.setdefault((state, reason), []).append(sequence)
+        ends = [self._raw.cursor() for _ in together]
         with self._database.at_once(self._raw):
-            for cursor, statement, rows in (
-                (self._raw.cursor(), statements.insert_hold, self._holds),
-                (ends, statements.end_hold, self._ends),
-                (self._raw.cursor(), statements.reserve, reserved),
-            ):
-                if rows:
-                    cursor.executemany(statement, rows)
-        if self._ends and ends.rowcount != len(self._ends):
+            if self._holds:
+                self._database.insert(self._raw.cursor(), statements.insert_hold, self._holds)
+            for cursor, (how, sequences) in zip(ends, together.items(), strict=True):
+                cursor.execute(statements.end_holds, (*how, self.now, self._database.keys(sequences)))
+            if reserved:
+                self._raw.cursor().executemany(statements.reserve, reserved)
+        if sum(cursor.rowcount for cursor in ends) != len(self._ends):
             raise HoldsChanged
         if self._charges:  # of holds that were open: no other has the same
-            self._raw.cursor().executemany(statements.insert_charge, self._charges)
+            self._database.insert(self._raw.cursor(), statements.insert_charge, self._charges)
         if self._keys:
             self._connection.execute(schema.idempotency.insert(), self._keys)
         if self._keys_again:

@@ -4,7 +4,6 @@ What differs between them is here, and nowhere else: how they are opened, who ma
 rows are locked, and where charge ids come from.
 """
 
-import itertools
 import secrets
 import sqlite3
 import threading
@@ -12,9 +11,12 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from functools import lru_cache
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import orjson
 import psycopg
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
@@ -25,9 +27,12 @@ from waterfall.errors import LedgerError
 from waterfall.ledger import schema
 
 _SQLITE_WAIT_SECONDS = 30
+_MOST_ROWS = 64
+"""Of one insert."""
 _WAL_PAGES = 8192
 """Of 4 KiB, before they are copied into the file: a page that changes often is copied once for many changes."""
-_CACHE_KIB = 65_536
+_CACHE_KIB = 16_384
+"""Of each connection: the writer's and those of the readers."""
 _IDS_AT_ONCE = 32
 _OPENING, _LEADING = 0x57617465, 0x7266616C
 """Name spaces of PostgreSQL's advisory locks, which the whole database shares."""
@@ -133,8 +138,12 @@ class Database(ABC):
         """Credit units as the driver takes them."""
 
     @abstractmethod
-    def rows(self, cursor: Any, sql: str, keys: Collection[str]) -> list[Any]:
-        """Execute a statement of `one_of` for all of these keys."""
+    def keys(self, keys: Collection[Any]) -> Any:
+        """The parameter `keys` of a statement of `one_of`, as the driver takes it."""
+
+    @abstractmethod
+    def insert(self, cursor: Any, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Execute an insert of one row for all of these."""
 
     @abstractmethod
     def at_once(self, raw: Any) -> AbstractContextManager[Any]:
@@ -142,7 +151,7 @@ class Database(ABC):
 
     @abstractmethod
     def one_of(self, column: sa.Column[Any]) -> sa.ColumnElement[bool]:
-        """The condition of a statement for `rows`: that the column is one of its keys."""
+        """The condition that the column is one of the parameter `keys`."""
 
     @abstractmethod
     def insert_new(self, table: sa.Table) -> sa.Insert:
@@ -208,7 +217,7 @@ class Sqlite(Database):
         sa.event.listen(engine, "connect", _configure)
         sa.event.listen(engine, "begin", _begin)
         super().__init__(engine)
-        self._ids = itertools.count(1)
+        self._ids = count(1)
 
     def prepare(self, connection: sa.Connection) -> None:
         """Nobody else can be here."""
@@ -216,7 +225,7 @@ class Sqlite(Database):
     def start(self, connection: sa.Connection) -> None:
         """Go on with the ids."""
         last = connection.execute(sa.select(sa.func.max(schema.holds.c.sequence))).scalar()
-        self._ids = itertools.count((last or 0) + 1)
+        self._ids = count((last or 0) + 1)
 
     def check_alone(self, connection: sa.Connection) -> None:
         """Nobody else can be here."""
@@ -237,17 +246,30 @@ class Sqlite(Database):
         """Text: a 64-bit integer holds only 9.2 million USD."""
         return str(units)
 
-    def rows(self, cursor: Any, sql: str, keys: Collection[str]) -> list[Any]:
-        """One by one, which costs nothing within a process."""
-        return [row for key in keys for row in cursor.execute(sql, (key,))]
+    def keys(self, keys: Collection[Any]) -> str:
+        """An array in JSON."""
+        return orjson.dumps(list(keys)).decode()
+
+    def insert(self, cursor: Any, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Many in one statement.
+
+        With each statement that it steps through, sqlite3 lets go of the interpreter and takes it back, which costs more
+        than the row where other threads want it too.
+        """
+        done = 0
+        while done < len(rows):
+            many = min(1 << (len(rows) - done).bit_length() - 1, _MOST_ROWS)  # few statements to be prepared
+            cursor.execute(_of_many(sql, many), tuple(chain.from_iterable(rows[done : done + many])))
+            done += many
 
     def at_once(self, raw: Any) -> AbstractContextManager[Any]:  # noqa: ARG002
         """There is nobody to wait for."""
         return nullcontext()
 
     def one_of(self, column: sa.Column[Any]) -> sa.ColumnElement[bool]:
-        """Equality."""
-        return column == sa.bindparam("keys")
+        """IN the elements of an array in JSON."""
+        elements = sa.func.json_each(sa.bindparam("keys")).table_valued("value")
+        return column.in_(sa.select(elements.c.value))
 
     def insert_new(self, table: sa.Table) -> sa.Insert:
         """INSERT … ON CONFLICT DO NOTHING."""
@@ -348,10 +370,13 @@ class Postgres(Database):
         """NUMERIC holds any."""
         return units
 
-    def rows(self, cursor: Any, sql: str, keys: Collection[str]) -> list[Any]:
-        """All at once."""
-        rows: list[Any] = cursor.execute(sql, (list(keys),)).fetchall()
-        return rows
+    def keys(self, keys: Collection[Any]) -> list[Any]:
+        """An array."""
+        return list(keys)
+
+    def insert(self, cursor: Any, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """All in one pipeline."""
+        cursor.executemany(sql, rows)
 
     def at_once(self, raw: psycopg.Connection[Any]) -> AbstractContextManager[Any]:
         """The server's pipeline: accounts are locked for one way there and back."""
@@ -423,6 +448,13 @@ class Postgres(Database):
         if cause.sqlstate is None:
             return isinstance(cause, psycopg.OperationalError)  # the connection's, not the server's answer
         return cause.sqlstate in _TRY_AGAIN or cause.sqlstate.startswith(_STOPPED)
+
+
+@lru_cache
+def _of_many(insert: str, rows: int) -> str:
+    """An insert of one row as one of many."""
+    head, word, row = insert.partition(" VALUES ")
+    return head + word + ", ".join([row] * rows)
 
 
 def _compiled(statement: sa.Executable, dialect: sa.Dialect, names: Sequence[str]) -> str:

@@ -293,7 +293,11 @@ def capture_again(
 
 
 def release_unanswered(books: Books, receipt_id: str, account: str, reason: str) -> None:
-    """Release the hold of this receipt, if there is one: whoever asked for it was answered by an error."""
+    """Release the hold of this receipt, if there is one: whoever asked for it was answered by an error, or is gone."""
+    held = books.opened(receipt_id)
+    if held is not None:
+        release(books, held, reason)
+        return
     holds = schema.holds
     its = holds.c.receipt_id == receipt_id, holds.c.state == "held"
     row = books.run(sa.select(holds.c.sequence, holds.c.amount).where(*its)).one_or_none()

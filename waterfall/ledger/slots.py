@@ -69,6 +69,12 @@ def queued_charges(connection: sa.Connection, limit: int) -> list[Charge]:
     return [_charge(row) for row in list(chosen.values())[:limit]]
 
 
+def count_queued(connection: sa.Connection, limit: int) -> int:
+    """How many charges wait for a batch, no further than `limit`."""
+    some = sa.select(schema.charges.c.sequence).where(_unsettled("queued")).limit(limit)
+    return connection.execute(sa.select(sa.func.count()).select_from(some.subquery())).scalar_one()
+
+
 @dataclass(frozen=True, slots=True)
 class Backlog:
     """What settlement still has to bring to the chain. Rejected charges wait for their account."""

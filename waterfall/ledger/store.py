@@ -1,6 +1,7 @@
 """The open ledger: one database, one writer, and what the process keeps in memory of it."""
 
 import asyncio
+import os
 import secrets
 from collections.abc import Sequence
 from typing import Self, TypeVar
@@ -264,7 +265,7 @@ class Ledger:
         await self._writer.enter(lambda books: journal.release(books, held, reason), (held.account,))
 
     async def release_unanswered(self, receipt_id: str, account: str, reason: str) -> None:
-        """Give a hold back of which nobody knows whether it was written."""
+        """Give a hold back of which nobody knows whether it was, or is going to be, written."""
         await self._writer.enter(
             lambda books: journal.release_unanswered(books, receipt_id, account, reason), (account,)
         )
@@ -423,4 +424,4 @@ def new_receipt_id() -> str:
 
     Those of one commit are beside each other in their index, where random ones would each write a page of their own.
     """
-    return f"{journal.now_ms():012x}{secrets.token_hex(10)}"
+    return f"{journal.now_ms():012x}{os.urandom(10).hex()}"

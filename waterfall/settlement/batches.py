@@ -71,10 +71,12 @@ class Batches:
         halted = self.ledger.view.mismatches[0] if self.ledger.view.mismatches else self._halted
         if halted is not None:
             raise LaneHalted(reason=halted)
-        while charges := tuple(await self.ledger.read(lambda c: slots.queued_charges(c, self._limit))):
-            wait = self._wait(charges)
+        if self.is_in_flight():
+            waiting = await self.ledger.read(lambda c: slots.count_queued(c, self._limit))
+            wait = self._wait(waiting) if waiting else 0
             if wait > 0:
                 return Later(wait)
+        while charges := tuple(await self.ledger.read(lambda c: slots.queued_charges(c, self._limit))):
             work = await self._batch(charges)
             if not self._suspects.isdisjoint(charge.id for charge in charges):
                 tried = await self._try_out(work)
@@ -133,12 +135,12 @@ class Batches:
 
     # ── Inside ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _wait(self, charges: tuple[Charge, ...]) -> float:
-        """Seconds to gather more."""
+    def _wait(self, waiting: int) -> float:
+        """Seconds to gather more, while so many charges wait and a batch is on its way."""
         now = time.monotonic()
         if self._gathering_since is None:
             self._gathering_since = now
-        if len(charges) >= self._limit or not self.is_in_flight():
+        if waiting >= self._limit:
             return 0
         seconds = self.gather_seconds
         if seconds is None:

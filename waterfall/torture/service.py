@@ -19,10 +19,10 @@ _POLL_SECONDS = 0.05
 _PAUSE_SECONDS = 0.3
 _PAUSE_AFTER_FAILURE_SECONDS = 1.0
 _SUSPICIOUS = (
-    '"event": "unexpected"',
-    '"event": "halted"',
-    '"event": "bound broken"',
-    '"event": "sums did not add up',
+    '"event":"unexpected"',
+    '"event":"halted"',
+    '"event":"bound broken"',
+    '"event":"sums did not add up',
     "Waterfall failed, ",
     "Traceback (most recent call last)",
 )
