@@ -150,6 +150,20 @@ class CallLost(WaterfallError):
     status = 409
 
 
+class NotPermitted(WaterfallError):
+    """This API key may not call {what}: it is limited to {permitted}."""
+
+    code = "not_permitted"
+    status = 403
+
+
+class RateLimited(WaterfallError):
+    """This API key may call {limit} times a minute: try again in {retry_after_ms} ms."""
+
+    code = "rate_limited"
+    status = 429
+
+
 class HoldNotOpen(WaterfallError):
     """The hold {receipt} is not open any more."""
 
@@ -188,7 +202,7 @@ class FundsHeld(PaymentRequired):
 
 
 class LimitExceeded(PaymentRequired):
-    """This call needs at least {required} USD, and the account's {scope} limit of {limit} USD leaves {available} USD:
+    """This call needs at least {required} USD, and the {scope} limit of {limit} USD leaves {available} USD:
     ask for less output, or for a higher limit."""
 
     code = "limit_exceeded"

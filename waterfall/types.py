@@ -163,6 +163,31 @@ class RateCard(Frozen):
         return self
 
 
+# ── Attribution ──────────────────────────────────────────────────────────────────────────────────────
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[ -~]+$")]
+"""Printable ASCII, as a header carries it."""
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[!-+\--~]+$")]
+"""The same without blanks and commas."""
+
+
+class Attribution(Frozen):
+    """Whom and what a call was for, in the platform's own words: kept beside the call, never on the chain."""
+
+    user: Name | None = None
+    agent: Name | None = None
+    team: Name | None = None
+    session: Name | None = None
+    tags: tuple[Tag, ...] = Field(default=(), max_length=20)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """All of it by name; each tag under `tag`, once."""
+        names = ("user", "agent", "team", "session")
+        found = [(name, value) for name in names if (value := getattr(self, name)) is not None]
+        return found + [("tag", tag) for tag in dict.fromkeys(self.tags)]
+
+
 # ── Receipts and charges ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -236,6 +261,36 @@ class Allowance(Frozen):
     """The most that may be spent in all since the account's first allowance; not what is left."""
     expires_at: int = Field(ge=0, lt=2**40)
     """Unix second from which nothing may be charged."""
+
+
+class KeyLimits(Frozen):
+    """Limits the platform puts on one API key, within its account's. An absent limit does not exist; one of 0 refuses."""
+
+    models: tuple[Annotated[str, StringConstraints(min_length=1, max_length=200)], ...] | None = Field(
+        default=None, max_length=100
+    )
+    """The models it may call, by the names callers use."""
+    surfaces: tuple[Surface, ...] | None = None
+    """Where it may call them."""
+    max_per_call: Annotated[Usd, LIMITS] | None = None
+    """What one call may cost at most, inclusive."""
+    budget: Annotated[Usd, LIMITS] | None = None
+    """What its calls may cost in each of its windows, or for ever, inclusive."""
+    budget_seconds: int | None = Field(default=None, ge=60, lt=2**32)
+    """Length of the fixed windows of the host's clock that `budget` counts in; absent: it is for ever."""
+    calls_per_minute: int | None = Field(default=None, ge=1, le=60_000)
+    """So many at once, then evenly."""
+
+    @model_validator(mode="after")
+    def _window_has_a_budget(self) -> Self:
+        if self.budget_seconds is not None and self.budget is None:
+            raise ValueError("budget_seconds needs a budget")
+        return self
+
+    @property
+    def are_counted(self) -> bool:
+        """Whether calls have to be counted for them."""
+        return self.budget is not None or self.calls_per_minute is not None
 
 
 class Policy(Frozen):

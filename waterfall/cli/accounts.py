@@ -129,12 +129,30 @@ async def create_key(
     account: Id,
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
     expires_at: Annotated[int | None, typer.Option(help="Unix second; left out: never.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A model it may call; again for others.")] = None,
+    surface: Annotated[
+        list[str] | None, typer.Option(help="chat, responses, messages or embeddings; again for others.")
+    ] = None,
+    max_per_call: Annotated[str | None, typer.Option(help="USD that one call may cost at most.")] = None,
+    budget: Annotated[str | None, typer.Option(help="USD that its calls may cost.")] = None,
+    budget_seconds: Annotated[
+        int | None, typer.Option(help="In each window of so long; left out: for ever.")
+    ] = None,
+    calls_per_minute: Annotated[int | None, typer.Option(help="So many at once, then evenly.")] = None,
     url: Url = None,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Make an API key of an account; it is shown once."""
-    body = {"name": name, "expires_at": expires_at}
+    """Make an API key of an account, within the account's own limits; it is shown once."""
+    limits = {
+        "models": model or None,
+        "surfaces": surface or None,
+        "max_per_call": max_per_call,
+        "budget": budget,
+        "budget_seconds": budget_seconds,
+        "calls_per_minute": calls_per_minute,
+    }
+    body = {"name": name, "expires_at": expires_at, "limits": limits}
     made = await connect(url, key).request(KeyView, "POST", f"/api/accounts/{account}/keys", body)
     show(made, as_json, _new_key)
 
@@ -217,9 +235,25 @@ def _new_key(made: Any) -> Table:
 
 def _keys(found: Any) -> Table:
     return table(
-        ("name~", "id", "made", "valid until"),
-        ([key["name"], key["id"], _day(key["created_at"] // 1000), _ends(key)] for key in found),
+        ("name~", "id", "made", "valid until", "limits~"),
+        (
+            [key["name"], key["id"], _day(key["created_at"] // 1000), _ends(key), _key_limits(key)]
+            for key in found
+        ),
     )
+
+
+def _key_limits(key: Any) -> str | None:
+    limits = key["limits"]
+    parts = [", ".join(limits[names]) for names in ("models", "surfaces") if limits[names] is not None]
+    if limits["max_per_call"] is not None:
+        parts.append(f"{limits['max_per_call']} USD a call")
+    if limits["budget"] is not None:
+        window = "" if limits["budget_seconds"] is None else f" in {limits['budget_seconds']} s"
+        parts.append(f"{key['spent']} of {limits['budget']} USD spent{window}")
+    if limits["calls_per_minute"] is not None:
+        parts.append(f"{limits['calls_per_minute']} calls a minute")
+    return "; ".join(parts) or None
 
 
 def _ends(key: Any) -> str:

@@ -2,11 +2,14 @@
 
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import typer
 from pydantic import ValidationError
+from rich.table import Table
 from rich.text import Text
 
 from waterfall.chain.rpc import Rpc, quantity
@@ -15,17 +18,47 @@ from waterfall.chain.verify import Proof, verify
 from waterfall.cli.accounts import Key, Url
 from waterfall.cli.api import connect
 from waterfall.cli.folder import DEV_FOLDER, Folder
-from waterfall.cli.output import Json, command, facts, first_problem, out, plain, show
+from waterfall.cli.output import Json, command, facts, first_problem, out, plain, show, table
 from waterfall.errors import SettingsError, VerificationFailed
 from waterfall.gateway.wire import ReceiptView
 from waterfall.money import format_usd
 from waterfall.settings import load
-from waterfall.types import SignedReceipt
+from waterfall.types import Attribution, SignedReceipt
 
 _ON_CHAIN = {"settled", "final"}
 _CHARGED = {"queued", "batched", *_ON_CHAIN}
 
 receipts = typer.Typer(help="Signed receipts.", no_args_is_help=True)
+
+
+@receipts.command("list")
+@command
+async def list_(
+    account: Annotated[str | None, typer.Option(help="Whose; left out: everybody's.")] = None,
+    status: Annotated[str | None, typer.Option(help="Where they stand, such as settled or lost.")] = None,
+    user: Annotated[str | None, typer.Option(help="Made for this user.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Made by this agent.")] = None,
+    team: Annotated[str | None, typer.Option(help="Made for this team.")] = None,
+    session: Annotated[str | None, typer.Option(help="Made in this session.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="With this tag; again for others.")] = None,
+    limit: Annotated[int, typer.Option(help="How many.")] = 20,
+    url: Url = None,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Calls, newest first, and what they cost."""
+    asked = {
+        "account": account,
+        "status": status,
+        "user": user,
+        "agent": agent,
+        "team": team,
+        "session": session,
+        "limit": limit,
+    }
+    given = {name: value for name, value in asked.items() if value is not None} | {"tag": tag or []}
+    path = f"/api/calls?{urlencode(given, doseq=True)}"
+    show(await connect(url, key).request(list[ReceiptView], "GET", path), as_json, _calls)
 
 
 @receipts.command("show")
@@ -38,8 +71,30 @@ async def show_(
 ) -> None:
     """One receipt and where its charge stands."""
     found = await connect(url, key).request(ReceiptView, "GET", f"/api/receipts/{receipt}")
+    show(found, as_json, _call)
+
+
+def _call(found: Any) -> Table:
     names = ("id", "status", "reason", "account", "model", "held", "cost", "transaction", "block")
-    show(found, as_json, lambda r: facts("Receipt", [(name, r[name]) for name in names]))
+    pairs = [(name, found[name]) for name in names]
+    return facts("Receipt", [*pairs, *Attribution.model_validate(found["attribution"]).pairs])
+
+
+def _calls(found: Any) -> Table:
+    return table(
+        ("id", "made", "status", "model~", "cost>", "for~"),
+        (
+            [
+                call["id"],
+                datetime.fromtimestamp(call["created_at"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+                call["status"],
+                call["model"],
+                call["cost"],
+                ", ".join(f"{n} {v}" for n, v in Attribution.model_validate(call["attribution"]).pairs),
+            ]
+            for call in found
+        ),
+    )
 
 
 @receipts.command("verify")

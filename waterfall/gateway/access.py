@@ -1,12 +1,14 @@
 """Who is calling: an account by its own key, or the platform by an admin key for an account it names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from waterfall.errors import ApiKeyExpired, InvalidApiKey, InvalidRequest, PermissionDenied
+from waterfall.errors import ApiKeyExpired, InvalidApiKey, InvalidRequest, NotPermitted, PermissionDenied
+from waterfall.gateway.terms import attribution_of
 from waterfall.ledger.journal import Caller, now_ms
 from waterfall.ledger.keys import ApiKey, Keyring
+from waterfall.types import Surface
 
 _LONGEST_NAMED = 80
 """Of what a header names; longer than any id, so that what is cut off makes none."""
@@ -67,4 +69,19 @@ def payer(keys: Keyring, headers: Mapping[str, str]) -> Caller:
         raise InvalidRequest(
             reason="A platform key needs the header X-Waterfall-Account: the account that pays."
         )
-    return Caller(account, access.key.id)
+    return Caller(account, access.key.id, access.key.limits, access.key.budget, attribution_of(headers))
+
+
+def permit(caller: Caller, surface: Surface, model: str) -> None:
+    """Raises NotPermitted where the key that was shown is for other models or surfaces."""
+    limits = caller.limits
+    if limits is None:
+        return
+    if limits.surfaces is not None and surface not in limits.surfaces:
+        raise NotPermitted(what=f"the surface {surface}", permitted=_listed(limits.surfaces))
+    if limits.models is not None and model not in limits.models:
+        raise NotPermitted(what=f"the model {model[:_LONGEST_NAMED]}", permitted=_listed(limits.models))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "nothing"

@@ -36,17 +36,22 @@ from waterfall.gateway.wire import (
 )
 from waterfall.keccak import keccak
 from waterfall.ledger import accounts, keys, views
-from waterfall.ledger.journal import Caller
+from waterfall.ledger.journal import Caller, now_ms
+from waterfall.ledger.keys import ApiKey
 from waterfall.ledger.store import Ledger
 from waterfall.ledger.views import CallRecord
 from waterfall.metering import prices
 from waterfall.metering.usage import UsageUnreadable, read
 from waterfall.receipts import bytes_hash, canonical_hash
 from waterfall.types import (
+    Attribution,
     ChargeId,
     Hash32,
+    KeyLimits,
+    Name,
     Policy,
     RateCard,
+    Tag,
     Usage,
 )
 
@@ -163,21 +168,28 @@ async def make_key(here: Context, _: Platform, account: Hash32, body: NewKey) ->
     await _shown(here, account)
     secret = keys.new_secret()
     expires_at = None if body.expires_at is None else body.expires_at * 1000
-    key = await here.ledger.keys.add(secret, account=account, name=body.name, expires_at=expires_at)
-    return KeyView(id=key.id, key=secret, account=account, name=key.name, expires_at=body.expires_at)
+    limits = KeyLimits(**body.limits.model_dump())
+    key = await here.ledger.keys.add(
+        secret,
+        account=account,
+        name=body.name,
+        expires_at=expires_at,
+        limits=None if limits == KeyLimits() else limits,
+    )
+    return _fresh(key, secret)
 
 
 @router.get("/accounts/{account}/keys", responses=errors(400, 403, 404))
 async def list_keys(here: Context, _: Platform, account: Hash32) -> list[KeyFacts]:
     """An account's API keys, oldest first; what ended is among them."""
     await _shown(here, account)
-    return [key_facts(key) for key in here.ledger.keys.of(account)]
+    return [await _key_facts(here, key) for key in here.ledger.keys.of(account)]
 
 
 @router.delete("/keys/{key_id}", responses=errors(403, 404, 503))
 async def revoke_key(here: Context, _: Platform, key_id: str) -> KeyFacts:
     """Revoke an account's API key: it opens nothing any more, at once here and within a second in other gateways."""
-    return key_facts(await here.ledger.keys.revoke(key_id[:_LONGEST_SHOWN]))
+    return await _key_facts(here, await here.ledger.keys.revoke(key_id[:_LONGEST_SHOWN]))
 
 
 @router.post("/keys/{key_id}/rotate", status_code=201, responses=errors(400, 403, 404, 413, 503))
@@ -186,8 +198,22 @@ async def rotate_key(here: Context, _: Platform, key_id: str, body: Rotation) ->
     secret = keys.new_secret()
     grace_ms = 1000 * body.grace_seconds
     key = await here.ledger.keys.rotate(key_id[:_LONGEST_SHOWN], secret, grace_ms=grace_ms)
-    expires_at = None if key.expires_at is None else key.expires_at // 1000
-    return KeyView(id=key.id, key=secret, account=str(key.account), name=key.name, expires_at=expires_at)
+    return _fresh(key, secret)
+
+
+def _fresh(key: ApiKey, secret: str) -> KeyView:
+    return KeyView(
+        id=key.id,
+        key=secret,
+        account=str(key.account),
+        name=key.name,
+        expires_at=None if key.expires_at is None else key.expires_at // 1000,
+        limits=key.limits or KeyLimits(),
+    )
+
+
+async def _key_facts(here: Office, key: ApiKey) -> KeyFacts:
+    return key_facts(key, await here.ledger.read(lambda c: keys.spent(c, key, now_ms())))
 
 
 @router.delete("/accounts/{account}/data", responses=errors(400, 403, 404, 409, 503))
@@ -252,7 +278,7 @@ async def make_charge(
     if receipt_id is None:
         usage, model, amount = _priced(body, here.models)
         receipt_id = await here.calls.charge(
-            Caller(body.account, who.key.id),
+            Caller(body.account, who.key.id, attribution=body.attribution),
             surface=None if model is None else body.surface,
             model=body.model or "",
             card=None if model is None else model.card,
@@ -313,12 +339,18 @@ async def list_calls(
     account: Hash32 | None = None,
     status: CallStatus | None = None,
     complete: bool | None = None,
+    user: Name | None = None,
+    agent: Name | None = None,
+    team: Name | None = None,
+    session: Name | None = None,
+    tag: Annotated[list[Tag] | None, Query(max_length=20)] = None,
     before: ChargeId | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[ReceiptView]:
     """Calls, newest first; `status=lost` lists those that could not be metered.
 
-    `complete=false` lists those charged for what was put out, as the provider's usage never came.
+    `complete=false` lists those charged for what was put out, as the provider's usage never came. With `user`, `agent`,
+    `team`, `session` or `tag` come those that were made for all of these.
     With `before` = the last call's charge id comes the next page.
     """
     if not who.is_admin:
@@ -332,6 +364,9 @@ async def list_calls(
             account=account,
             state=status,
             complete=complete,
+            attribution=Attribution(
+                user=user, agent=agent, team=team, session=session, tags=tuple(tag or ())
+            ),
             before=before,
             limit=limit,
         )

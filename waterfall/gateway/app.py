@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from waterfall import __version__
 from waterfall.errors import BodyTooLarge, InvalidRequest, UnsupportedRoute, Unsure, WaterfallError
 from waterfall.gateway import admin, wire
-from waterfall.gateway.access import authenticate, payer
+from waterfall.gateway.access import authenticate, payer, permit
 from waterfall.gateway.calls import Calls
 from waterfall.gateway.config import GatewaySettings, ModelSettings, Tariffs, UpstreamSettings
 from waterfall.gateway.following import Following
@@ -139,7 +139,7 @@ class Gateway:
                 methods=["POST"],
                 response_class=Response,
                 responses=_MODEL_ANSWERS
-                | wire.errors(400, 401, 402, 403, 404, 409, 413, 502, 503, 504)
+                | wire.errors(400, 401, 402, 403, 404, 409, 413, 429, 502, 503, 504)
                 | _PASSED_ON,
                 openapi_extra=_of_a_call(api),
             )
@@ -228,6 +228,8 @@ class Gateway:
             with self._tracing.span("authenticate"):
                 caller = payer(self._ledger.keys, headers)
             call = await _read(api, await request.body())
+            for name in call.models:
+                permit(caller, api.surface, name)
             models = [self.models.serving(name, api.surface, caller.account) for name in call.models]
             return await serve(self.calls, api, call, models, caller, headers)
 
@@ -238,13 +240,20 @@ class Gateway:
         caller, api = payer(self._ledger.keys, request.headers), API_OF["messages"]
         fields = bodies.parse(await request.body())
         (name, *_) = bodies.models(fields)
+        permit(caller, api.surface, name)
         model = self.models.serving(name, api.surface, caller.account)
         return await ask_for_free(api, f"{api.upstream_path}/count_tokens", fields, model, request.headers)
 
     async def _list_models(self, request: Request) -> ModelList:
         """The models that may be called."""
         access = authenticate(self._ledger.keys, request.headers)
-        models = list(self.models.all(access.key.account))
+        limits = access.key.limits
+        permitted = None if limits is None else limits.models
+        models = [
+            model
+            for model in self.models.all(access.key.account)
+            if permitted is None or model.name in permitted
+        ]
         return ModelList(
             data=[
                 ModelFacts(

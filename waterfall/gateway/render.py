@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from starlette.responses import JSONResponse, Response
 
-from waterfall.errors import FundsHeld, Unavailable, Unsure, WaterfallError
+from waterfall.errors import FundsHeld, RateLimited, Unavailable, Unsure, WaterfallError
 from waterfall.gateway.upstreams import may_be_retried
 from waterfall.ledger.books import Hold
 from waterfall.ledger.journal import Captured
@@ -20,6 +20,7 @@ _TYPES = {
     404: "not_found_error",
     409: "conflict_error",
     413: "invalid_request_error",
+    429: "rate_limit_error",
     501: "not_supported_error",
 }
 _RETRY_SECONDS = 1
@@ -51,7 +52,11 @@ def error_response(error: WaterfallError, body: dict[str, Any]) -> Response:
     response = JSONResponse(body, status_code=error.status)
     if not may_be_retried(error):
         response.headers["x-should-retry"] = "false"
-    if isinstance(error, FundsHeld | Unavailable):
+    if isinstance(error, RateLimited):
+        milliseconds = int(str(error.details["retry_after_ms"]))
+        response.headers["retry-after-ms"] = str(milliseconds)
+        response.headers["retry-after"] = str(-(-milliseconds // 1000))
+    elif isinstance(error, FundsHeld | Unavailable):
         response.headers["retry-after"] = str(_RETRY_SECONDS)
     return response
 

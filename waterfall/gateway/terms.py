@@ -4,12 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from pydantic import ValidationError
+
 from waterfall.errors import InvalidRequest
+from waterfall.types import Attribution
 
 _WAIT, _SETTLE, _ONCE = "X-Waterfall-Wait", "X-Waterfall-Settle", "Idempotency-Key"
+_ATTRIBUTION = {
+    name: f"X-Waterfall-{name.capitalize()}" for name in ("user", "agent", "team", "session", "tags")
+}
 _LONGEST_KEY = 255
 _MOST_SECONDS = 60
 _MODES = ("async", "included")
+_ATTRIBUTION_LOW = {name: header.lower() for name, header in _ATTRIBUTION.items()}
 
 TERMS: list[dict[str, Any]] = [
     {
@@ -19,6 +26,18 @@ TERMS: list[dict[str, Any]] = [
         "description": "With a platform key: the account that pays.",
         "schema": {"type": "string"},
     },
+    *(
+        {
+            "name": header,
+            "in": "header",
+            "required": False,
+            "description": "Kept beside the call, to find it by: "
+            + ("up to 20 words, with commas between." if name == "tags" else f"whose {name} it is."),
+            "schema": {"type": "string", "minLength": 1, "pattern": "^[ -~]+$"}
+            | ({} if name == "tags" else {"maxLength": 200}),
+        }
+        for name, header in _ATTRIBUTION.items()
+    ),
     {
         "name": _WAIT,
         "in": "header",
@@ -44,6 +63,25 @@ TERMS: list[dict[str, Any]] = [
     },
 ]
 """As OpenAPI describes them."""
+
+
+def attribution_of(headers: Mapping[str, str]) -> Attribution | None:
+    """Whom and what a request is for, by its headers in lower case; None where it says nothing of it.
+
+    Raises:
+        InvalidRequest
+    """
+    given = {name: headers[low] for name, low in _ATTRIBUTION_LOW.items() if low in headers}
+    if not given:
+        return None
+    tags = given.pop("tags", "")
+    words = tuple(word.strip() for word in tags.split(",")) if tags else ()
+    try:
+        return Attribution(**given, tags=words)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        header = _ATTRIBUTION[str(problem["loc"][0])]
+        raise InvalidRequest(reason=f"{header}: {problem['msg']}.", param=header) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,10 @@ from waterfall.types import (
     LIMITS,
     ZERO_ADDRESS,
     Address,
+    Attribution,
     BigInt,
     Hash32,
+    KeyLimits,
     Policy,
     RateCard,
     SignedReceipt,
@@ -82,8 +84,8 @@ class RefusalFacts(ErrorFacts):
     """Set aside for the account's running calls."""
     deposit_address: Address | None = None
     """Where to send USDC, if money is short."""
-    scope: Literal["per_charge", "per_window", "allowance"] | None = None
-    """Which limit."""
+    scope: Literal["per_charge", "per_window", "allowance", "key_per_call", "key_budget"] | None = None
+    """Which limit: of the account's policy, of its owner, or of the API key."""
     limit: Usd | None = None
     """What it is."""
     window_seconds: int | None = None
@@ -177,12 +179,25 @@ class PolicyBody(_Body):
         return value
 
 
+class KeyLimitsBody(KeyLimits):
+    """A key's limits, as they are asked for: amounts as text."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    max_per_call: Annotated[UsdText, LIMITS] | None = None
+    """What one call may cost at most, inclusive."""
+    budget: Annotated[UsdText, LIMITS] | None = None
+    """What its calls may cost in each of its windows, or for ever, inclusive."""
+
+
 class NewKey(_Body):
     """A key to make."""
 
     name: Text = Field(default="", max_length=100)
     expires_at: int | None = Field(default=None, ge=0, lt=2**40, strict=True)
     """Unix seconds; absent: never."""
+    limits: KeyLimitsBody = Field(default_factory=KeyLimitsBody)
+    """What it may do, of what its account may."""
 
 
 class KeyView(Shown):
@@ -193,6 +208,7 @@ class KeyView(Shown):
     account: Hash32
     name: str
     expires_at: int | None
+    limits: KeyLimits
 
 
 class Rotation(_Body):
@@ -214,6 +230,9 @@ class KeyFacts(Shown):
     """Unix seconds; null: never."""
     revoked_at: int | None
     """Unix milliseconds; null: it is not."""
+    limits: KeyLimits
+    spent: Usd | None
+    """Of its budget, in the window of now: charged, and held for running calls. Null where it has none."""
 
 
 class ForgottenView(Shown):
@@ -241,6 +260,8 @@ class NewCharge(_Body):
     usage: dict[str, Any] | None = None
     surface: Surface = "chat"
     """In whose words the usage object is."""
+    attribution: Attribution = Attribution()
+    """Whom and what the call was for."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "NewCharge":
@@ -258,6 +279,8 @@ class ReceiptView(Shown):
     surface: Surface | None
     """In whose words the model was called; null where an amount was charged."""
     model: str
+    attribution: Attribution
+    """Whom and what it was for, as the platform said."""
     status: CallStatus
     reason: str | None
     held: Usd
@@ -356,7 +379,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": model} for status, model in models.items()} | {"default": {"model": ErrorBody}}
 
 
-def key_facts(key: ApiKey) -> KeyFacts:
+def key_facts(key: ApiKey, spent: int | None) -> KeyFacts:
     """A key of an account as the interface shows it."""
     return KeyFacts(
         id=key.id,
@@ -365,6 +388,8 @@ def key_facts(key: ApiKey) -> KeyFacts:
         created_at=key.created_at,
         expires_at=None if key.expires_at is None else key.expires_at // 1000,
         revoked_at=key.revoked_at,
+        limits=key.limits or KeyLimits(),
+        spent=spent,
     )
 
 
@@ -407,6 +432,7 @@ def receipt_view(call: CallRecord, *, to_platform: bool) -> ReceiptView:
         account=call.account,
         surface=call.surface,
         model=call.model,
+        attribution=call.attribution,
         status=at.state,
         reason=at.reason,
         held=call.held,

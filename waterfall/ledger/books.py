@@ -5,22 +5,23 @@ whatever else is waiting, so what they write is gathered and written in as few s
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 
-from waterfall.errors import AccountNotFound, HoldNotOpen, LedgerError
+from waterfall.errors import AccountNotFound, HoldNotOpen, InvalidApiKey, LedgerError
 from waterfall.ledger import schema
+from waterfall.ledger.budgets import Budget, Draw
 from waterfall.ledger.database import Database, as_text
 from waterfall.ledger.wallet import Wallet, wallet_of
-from waterfall.types import Surface
+from waterfall.types import Attribution, KeyLimits, Surface
 
 SEQUENCE_BITS = 32
 
 _HOLD = (
-    *("sequence", "epoch", "receipt_id", "account", "api_key", "surface", "model", "amount", "created_at"),
-    "lease_ms",
+    *("sequence", "epoch", "receipt_id", "account", "api_key", "budget", "budget_window"),
+    *("attribution", "surface", "model", "amount", "created_at", "lease_ms"),
 )
 _END = ("state", "reason", "ended_at")
 _CHARGE = (
@@ -50,6 +51,18 @@ _ITS_KEY_AGAIN = _ITS_KEY.values({name: sa.bindparam(name) for name in ("sequenc
 _ITS_ANSWER = _ITS_KEY.values({name: sa.bindparam(name) for name in ("media_type", "answer")})
 
 
+_BUDGET = ("window", "used", "next_call_at")
+_ITS_BUDGET = (
+    schema.key_budgets.update()
+    .where(schema.key_budgets.c.id == sa.bindparam("its_id"))
+    .values({name: sa.bindparam(name) for name in _BUDGET})
+)
+
+
+def _row_of(budget: Budget) -> dict[str, Any]:
+    return {"its_id": budget.id, **{name: getattr(budget, name) for name in _BUDGET}}
+
+
 @dataclass(frozen=True, slots=True)
 class Hold:
     """Credit set aside for one call."""
@@ -62,6 +75,8 @@ class Hold:
     """The provable maximum, credit units."""
     output_tokens: int
     """How much output it pays for."""
+    draw: Draw | None = None
+    """What it is counted by, of its key's budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +168,10 @@ class Books:
         self._asked: list[tuple[Once, Hold]] = []
         self._answers: list[dict[str, Any]] = []
         self._reserved: list[tuple[Wallet, int, int]] = []
+        self._budgets: dict[str, Budget] = {}
+        self._attributed: list[dict[str, Any]] = []
+        self._counted: list[tuple[Budget, Budget]] = []
+        """Budgets that were changed, each as it was before."""
 
     # ── What operations do ───────────────────────────────────────────────────────────────────────────
 
@@ -175,6 +194,7 @@ class Books:
         *,
         epoch: int,
         api_key: str | None,
+        attribution: Attribution | None = None,
         surface: Surface | None,
         model: str,
         lease_ms: int,
@@ -188,6 +208,9 @@ class Books:
                 hold.receipt_id,
                 hold.account,
                 api_key,
+                None if hold.draw is None else hold.draw.budget,
+                None if hold.draw is None else hold.draw.window,
+                None if attribution is None else attribution.model_dump_json(exclude_defaults=True),
                 surface,
                 model,
                 self._database.money(hold.amount),
@@ -196,6 +219,9 @@ class Books:
             )
         )
         self._reserve(hold.account, held=hold.amount)
+        self._count(hold, hold.amount)
+        for name, value in () if attribution is None else attribution.pairs:
+            self._attributed.append({"name": name, "value": value, "sequence": hold.sequence})
 
     def opened(self, receipt_id: str) -> Hold | None:
         """The hold of a receipt that is opened in these books, which nobody can read yet."""
@@ -206,6 +232,7 @@ class Books:
         self._ends.append((state, reason, hold.sequence))
         self._ended.append(hold)
         self._reserve(hold.account, held=-hold.amount)
+        self._count(hold, -hold.amount)
 
     def charge(self, hold: Hold, amount: int, excess: int, vendor_cost: int | None, *columns: Any) -> None:
         """Add the charge of a hold, which is owed from now on.
@@ -225,6 +252,7 @@ class Books:
         row = (*row, state, self.now)
         self._charges.append(row)
         self._reserve(hold.account, unsettled=amount)
+        self._count(hold, amount)
 
     def remember(self, once: Once, hold: Hold, *, again: bool = False) -> None:
         """Keep which hold an idempotency key stands for; `again`: from now on, and no more for an earlier one."""
@@ -256,6 +284,40 @@ class Books:
         """A new sequence."""
         return self._database.draw()
 
+    def turn(self, budget: str, limits: KeyLimits, *, counts_call: bool) -> tuple[Draw, int]:
+        """Let a key's budget go on to the window of now, and count a call; what the call draws on, and what is used of it.
+
+        Raises:
+            RateLimited
+            InvalidApiKey: the key was erased.
+        """
+        its = self._budget(budget)
+        if its is None:
+            raise InvalidApiKey
+        self._counted.append((its, replace(its)))
+        draw = its.turn(limits, self.now)
+        if counts_call:
+            its.count_call(limits, self.now)
+        return draw, its.used
+
+    def _budget(self, id_: str) -> Budget | None:
+        """A key's budget as the books have it now: nobody else changes it while the wallet of its account is locked."""
+        if id_ not in self._budgets:
+            table = schema.key_budgets
+            columns = table.c.id, table.c.window, table.c.used, table.c.next_call_at
+            row = self._connection.execute(sa.select(*columns).where(table.c.id == id_)).one_or_none()
+            if row is None:
+                return None
+            self._budgets[id_] = Budget(*row)
+        return self._budgets[id_]
+
+    def _count(self, hold: Hold, amount: int) -> None:
+        """Count an amount to the budget that a call draws on, if the window still is the call's."""
+        budget = None if hold.draw is None else self._budget(hold.draw.budget)
+        if budget is not None and hold.draw is not None and budget.window == hold.draw.window:
+            self._counted.append((budget, replace(budget)))
+            budget.used += amount
+
     def _reserve(self, account: str, *, held: int = 0, unsettled: int = 0) -> None:
         wallet = self.wallet(account)
         wallet.held += held
@@ -286,6 +348,8 @@ class Books:
             self._keys_again,
             self._asked,
             self._answers,
+            self._attributed,
+            self._counted,
             self._reserved,
         )
         before = [len(rows) for rows in gathered]
@@ -295,6 +359,9 @@ class Books:
             for wallet, held, unsettled in self._reserved[before[-1] :]:
                 wallet.held -= held
                 wallet.unsettled -= unsettled
+            for budget, earlier in reversed(self._counted[before[-2] :]):
+                budget.window, budget.used = earlier.window, earlier.used
+                budget.next_call_at = earlier.next_call_at
             for rows, length in zip(gathered, before, strict=True):
                 del rows[length:]
             raise
@@ -325,6 +392,15 @@ class Books:
             raise HoldsChanged
         if self._charges:  # of holds that were open: no other has the same
             self._database.insert(self._raw.cursor(), statements.insert_charge, self._charges)
+        self._write_rest()
+
+    def _write_rest(self) -> None:
+        """What few calls need."""
+        if self._attributed:
+            self._connection.execute(schema.attributed.insert(), self._attributed)
+        if self._counted:
+            counted = {budget.id: budget for budget, _ in self._counted}
+            self._connection.execute(_ITS_BUDGET, [_row_of(budget) for budget in counted.values()])
         if self._keys:
             self._connection.execute(schema.idempotency.insert(), self._keys)
         if self._keys_again:

@@ -6,6 +6,7 @@ Entries of the books. Each is one atomic step over the hold's row and its accoun
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,13 @@ import sqlalchemy as sa
 from waterfall.errors import CallRepeated, HoldNotOpen, IdempotencyConflict, LedgerError, PaymentRequired
 from waterfall.ledger import schema
 from waterfall.ledger.books import SEQUENCE_BITS, Books, Hold, Once
+from waterfall.ledger.budgets import Draw
 from waterfall.ledger.database import as_text
-from waterfall.ledger.wallet import authorise
+from waterfall.ledger.wallet import authorise, key_limits
 from waterfall.ledger.writer import Transaction
 from waterfall.metering import prices
 from waterfall.metering.prices import Bound
-from waterfall.types import RateCard, SignedReceipt, Surface, Usage, UsageReceipt
+from waterfall.types import Attribution, KeyLimits, RateCard, SignedReceipt, Surface, Usage, UsageReceipt
 
 Execute = Callable[[sa.Executable], sa.CursorResult[Any]]
 QUEUED_AGAIN = {"state": "queued", "reason": None, "block": None, "tx_hash": None, "settled_at": None}
@@ -35,6 +37,12 @@ class Caller:
 
     account: str
     api_key: str | None
+    limits: KeyLimits | None = None
+    """The key's own."""
+    budget: str | None = None
+    """What its calls are counted by, where they are."""
+    attribution: Attribution | None = None
+    """Whom and what it asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +108,32 @@ def hold(
 
     Raises:
         AccountNotFound, PaymentRequired
+        RateLimited, InvalidApiKey: by the key that was shown.
         CallRepeated: there is a call under the key.
         IdempotencyConflict: the key was used with another body.
     """
     seen = None if once is None else _seen_by_now(books, once)
     if seen is not None and seen.state != "released" and seen.sequence != after:
         raise CallRepeated(receipt=seen.receipt_id)
-    output_tokens, amount = authorise(books.wallet(caller.account), bound, block_time, expiry_margin)
+    wallet, limits = books.wallet(caller.account), caller.limits
+    draw, key_left = None, None
+    if limits is not None and caller.budget is not None:
+        draw, used = books.turn(caller.budget, limits, counts_call=after is None)
+        key_left = None if limits.budget is None else max(0, limits.budget - used)
+    output_tokens, amount = authorise(
+        wallet, bound, block_time, expiry_margin, key=key_limits(limits, key_left, books.now)
+    )
     sequence = books.draw() if sequence is None else sequence
-    held = Hold(sequence, charge_id(epoch, sequence), receipt_id, caller.account, amount, output_tokens)
-    books.open(held, epoch=epoch, api_key=caller.api_key, surface=surface, model=model, lease_ms=lease_ms)
+    held = Hold(sequence, charge_id(epoch, sequence), receipt_id, caller.account, amount, output_tokens, draw)
+    books.open(
+        held,
+        epoch=epoch,
+        api_key=caller.api_key,
+        attribution=caller.attribution,
+        surface=surface,
+        model=model,
+        lease_ms=lease_ms,
+    )
     if once is not None:
         books.remember(once, held, again=seen is not None)
     return held
@@ -300,9 +324,10 @@ def release_unanswered(books: Books, receipt_id: str, account: str, reason: str)
         return
     holds = schema.holds
     its = holds.c.receipt_id == receipt_id, holds.c.state == "held"
-    row = books.run(sa.select(holds.c.sequence, holds.c.amount).where(*its)).one_or_none()
+    row = books.run(sa.select(holds).where(*its)).one_or_none()
     if row is not None:
-        release(books, Hold(row.sequence, 0, receipt_id, account, row.amount, 0), reason)
+        draw = None if row.budget is None else Draw(row.budget, row.budget_window)
+        release(books, Hold(row.sequence, 0, receipt_id, account, row.amount, 0, draw), reason)
 
 
 def renew(tx: Transaction, sequences: Sequence[int], lease_ms: int) -> None:
@@ -407,7 +432,9 @@ def _lose(tx: Transaction, reason: str, *conditions: sa.ColumnElement[bool]) -> 
     open_ = (schema.is_(table.c.state, "held"), *conditions)
     accounts = tx.run(sa.select(table.c.account).where(*open_).distinct()).scalars().all()
     held = {row.account: row.held for row in lock_wallets(tx, accounts)} if accounts else {}
-    query = sa.select(table.c.sequence, table.c.account, table.c.amount)
+    query = sa.select(
+        table.c.sequence, table.c.account, table.c.amount, table.c.budget, table.c.budget_window
+    )
     query = query.where(*open_, schema.among(table.c.account, held)).with_for_update()
     rows = tx.run(query).all()  # a call may have renewed or ended its own meanwhile
     if not rows:
@@ -425,7 +452,21 @@ def _lose(tx: Transaction, reason: str, *conditions: sa.ColumnElement[bool]) -> 
         .values(held=sa.bindparam("its_held")),
         [{"its_account": account, "its_held": amount} for account, amount in held.items()],
     )
+    _give_back(tx, rows)
     return len(rows)
+
+
+def _give_back(tx: Transaction, holds: Sequence[sa.Row[Any]]) -> None:
+    """Count holds no more against their keys' budgets, if their windows still are."""
+    table, given = schema.key_budgets, Counter[Draw]()
+    for row in holds:
+        if row.budget is not None:
+            given[Draw(row.budget, row.budget_window)] += row.amount
+    for draw, amount in given.items():
+        its = table.c.id == draw.budget, table.c.window == draw.window
+        used = tx.run(sa.select(table.c.used).where(*its)).scalar()
+        if used is not None:
+            tx.run(table.update().where(*its).values(used=used - amount))
 
 
 def lock_wallets(tx: Transaction, accounts: Collection[str] | None = None) -> Sequence[Any]:

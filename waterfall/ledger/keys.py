@@ -9,11 +9,13 @@ import sqlalchemy as sa
 
 from waterfall.errors import KeyNotFound
 from waterfall.ledger import schema, shared
+from waterfall.ledger.budgets import Budget
 from waterfall.ledger.database import as_text
 from waterfall.ledger.journal import now_ms
 from waterfall.ledger.reader import Reader
 from waterfall.ledger.shared import Shared
 from waterfall.ledger.writer import Operation, Transaction, Writer
+from waterfall.types import KeyLimits
 
 T = TypeVar("T")
 
@@ -28,6 +30,9 @@ class ApiKey:
     created_at: int
     expires_at: int | None
     revoked_at: int | None
+    limits: KeyLimits | None = None
+    budget: str | None = None
+    """What its calls are counted by, where they are."""
 
 
 def new_secret() -> str:
@@ -75,21 +80,28 @@ class Keyring:
         return self._keys.get(hash_of(secret))
 
     async def add(
-        self, secret: str, *, account: str | None, name: str, expires_at: int | None = None
+        self,
+        secret: str,
+        *,
+        account: str | None,
+        name: str,
+        expires_at: int | None = None,
+        limits: KeyLimits | None = None,
     ) -> ApiKey:
-        """Register a key; registering the same secret again renews it, with this name and expiry.
+        """Register a key; registering the same secret again renews it, with this name, expiry and limits.
 
         Args:
             secret: is shown to its user, and not kept.
             account: which it opens; None: it is the platform's.
             name: what its user calls it.
             expires_at: Unix milliseconds; None: never.
+            limits: what it may do, of an account's.
 
         Raises:
             LedgerError
         """
         self._version, key = await self._write(
-            lambda tx: _add(tx, secret, account=account, name=name, expires_at=expires_at)
+            lambda tx: _add(tx, secret, account=account, name=name, expires_at=expires_at, limits=limits)
         )
         self._keys[hash_of(secret)] = key
         return key
@@ -123,7 +135,15 @@ class Keyring:
         def run(tx: Transaction) -> ApiKey:
             now = now_ms()
             old = _end(tx, id_, {"expires_at": now + grace_ms} if grace_ms else {"revoked_at": now})
-            return _add(tx, secret, account=old.account, name=old.name, expires_at=old.expires_at)
+            return _add(
+                tx,
+                secret,
+                account=old.account,
+                name=old.name,
+                expires_at=old.expires_at,
+                limits=old.limits,
+                budget=old.budget,
+            )
 
         return await self.change(run)
 
@@ -161,15 +181,34 @@ class Keyring:
 
 
 def _add(
-    tx: Transaction, secret: str, *, account: str | None, name: str, expires_at: int | None = None
+    tx: Transaction,
+    secret: str,
+    *,
+    account: str | None,
+    name: str,
+    expires_at: int | None = None,
+    limits: KeyLimits | None = None,
+    budget: str | None = None,
 ) -> ApiKey:
-    values = {"account": account, "name": name, "expires_at": expires_at, "revoked_at": None}
+    values = {
+        "account": account,
+        "name": name,
+        "expires_at": expires_at,
+        "revoked_at": None,
+        "limits": None if limits is None else limits.model_dump_json(exclude_defaults=True),
+    }
     table = schema.api_keys
     hashed = hash_of(secret)
     if tx.run(table.update().where(table.c.hash == hashed).values(**values)).rowcount == 0:
-        row = {"id": "key_" + secrets.token_hex(8), "hash": hashed, "created_at": now_ms(), **values}
-        tx.run(table.insert(), row)
-    return _read(tx.run(sa.select(table).where(table.c.hash == hashed)).one())
+        id_ = "key_" + secrets.token_hex(8)
+        tx.run(table.insert(), {"id": id_, "hash": hashed, "created_at": now_ms(), **values})
+    key = _read(tx.run(sa.select(table).where(table.c.hash == hashed)).one())
+    if limits is None or not limits.are_counted or key.budget is not None:
+        return key
+    budget = key.id if budget is None else budget
+    tx.insert_new(schema.key_budgets, {"id": budget, "account": account})
+    tx.run(table.update().where(table.c.id == key.id).values(budget=budget))
+    return replace(key, budget=budget)
 
 
 def _end(tx: Transaction, id_: str, values: dict[str, int]) -> ApiKey:
@@ -201,5 +240,21 @@ def _read_all(connection: sa.Connection) -> dict[str, ApiKey]:
     return {row.hash: _read(row) for row in connection.execute(sa.select(schema.api_keys))}
 
 
+def spent(connection: sa.Connection, key: ApiKey, now: int) -> int | None:
+    """What is used of a key's budget, in the window of now; None where it has none."""
+    if key.budget is None or key.limits is None or key.limits.budget is None:
+        return None
+    table = schema.key_budgets
+    columns = table.c.id, table.c.window, table.c.used, table.c.next_call_at
+    row = connection.execute(sa.select(*columns).where(table.c.id == key.budget)).one_or_none()
+    if row is None:
+        return 0
+    budget = Budget(*row)
+    budget.turn(key.limits, now)
+    return budget.used
+
+
 def _read(row: sa.Row[tuple[object, ...]]) -> ApiKey:
-    return ApiKey(row.id, row.account, row.name, row.created_at, row.expires_at, row.revoked_at)
+    limits = None if row.limits is None else KeyLimits.model_validate_json(row.limits)
+    ended = row.expires_at, row.revoked_at
+    return ApiKey(row.id, row.account, row.name, row.created_at, *ended, limits, row.budget)

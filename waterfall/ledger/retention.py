@@ -37,6 +37,10 @@ class RetentionSettings(Frozen):
     """For how many hours the answer to a call with an Idempotency-Key is kept, for its repeats; 0: none is."""
 
 
+_DETAILS = ("api_key", "attribution", "reason")
+_NO_DETAILS = dict.fromkeys((*_DETAILS, "budget", "budget_window"))
+
+
 @dataclass(frozen=True, slots=True)
 class Removed:
     """How much one sweep has removed."""
@@ -78,8 +82,7 @@ def _sweep_calls(tx: Transaction, usage_before: int, details_before: int) -> tup
             holds.c.sequence,
             holds.c.created_at,
             holds.c.state,
-            holds.c.api_key,
-            holds.c.reason,
+            sa.or_(*(holds.c[name].is_not(None) for name in _DETAILS)).label("has_details"),
             charges.c.state.label("charge"),
             charges.c.usage.is_not(None).label("has_usage"),
         )
@@ -96,7 +99,7 @@ def _sweep_calls(tx: Transaction, usage_before: int, details_before: int) -> tup
             continue
         if row.has_usage and row.created_at < usage_before:
             usage.append(row.sequence)
-        if (row.api_key, row.reason) != (None, None) and row.created_at < details_before:
+        if row.has_details and row.created_at < details_before:
             details.append(row.sequence)
     _remove_usage(tx, usage)
     _remove_details(tx, details)
@@ -115,7 +118,9 @@ def _remove_usage(tx: Transaction, sequences: Sequence[int]) -> None:
 
 def _remove_details(tx: Transaction, sequences: Sequence[int]) -> None:
     table = schema.holds
-    tx.run(table.update().where(schema.among(table.c.sequence, sequences)).values(api_key=None, reason=None))
+    tx.run(table.update().where(schema.among(table.c.sequence, sequences)).values(**_NO_DETAILS))
+    attributed = schema.attributed
+    tx.run(attributed.delete().where(schema.among(attributed.c.sequence, sequences)))
 
 
 def _sweep_keys(tx: Transaction, before: int) -> int:
@@ -164,15 +169,18 @@ def forget(tx: Transaction, account: str) -> Forgotten:
     accounts, keys, holds = schema.accounts, schema.api_keys, schema.holds
     charges, idempotency = schema.charges, schema.idempotency
     its_label = accounts.c.id == account, accounts.c.label.is_not(None)
-    has_details = sa.or_(holds.c.api_key.is_not(None), holds.c.reason.is_not(None))
+    has_details = sa.or_(*(holds.c[name].is_not(None) for name in _DETAILS))
     its_calls = sa.select(holds.c.sequence).where(holds.c.account == account)
     its_usage = charges.c.sequence.in_(its_calls), charges.c.usage.is_not(None)
+    attributed = schema.attributed
+    tx.run(attributed.delete().where(attributed.c.sequence.in_(its_calls)))
+    tx.run(schema.key_budgets.delete().where(schema.key_budgets.c.account == account))
     return Forgotten(
         label=tx.run(accounts.update().where(*its_label).values(label=None)).rowcount > 0,
         keys=tx.run(keys.delete().where(keys.c.account == account)).rowcount,
         usage=tx.run(charges.update().where(*its_usage).values(usage=None)).rowcount,
         details=tx.run(
-            holds.update().where(holds.c.account == account, has_details).values(api_key=None, reason=None)
+            holds.update().where(holds.c.account == account, has_details).values(**_NO_DETAILS)
         ).rowcount,
         idempotency=tx.run(idempotency.delete().where(idempotency.c.sequence.in_(its_calls))).rowcount,
     )

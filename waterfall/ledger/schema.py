@@ -187,6 +187,20 @@ api_keys = _table(
     _column("created_at", _INTEGER),
     _column("expires_at", _INTEGER, nullable=True),
     _column("revoked_at", _INTEGER, nullable=True),
+    _column("limits", nullable=True),
+    _column(
+        "budget", nullable=True
+    ),  # what its calls are counted by: its own id, or that of the key it replaces
+)
+
+# What keys have spent and how often they have called, where that is limited.
+key_budgets = _table(
+    "key_budgets",
+    _column("id", primary_key=True),
+    _column("account", sa.Text, sa.ForeignKey("accounts.id")),
+    _column("window", _INTEGER, server_default="0"),
+    _money("used"),
+    _column("next_call_at", _INTEGER, server_default="0"),
 )
 
 # One row per call. held → captured | released | lost
@@ -197,6 +211,9 @@ holds = _table(
     _column("receipt_id", unique=True),
     _column("account", sa.Text, sa.ForeignKey("accounts.id")),
     _column("api_key", nullable=True),
+    _column("budget", nullable=True),  # of its key: what it is counted by, in which window
+    _column("budget_window", _INTEGER, nullable=True),
+    _column("attribution", nullable=True),  # whom and what it was for
     _column("surface", nullable=True),  # in whose words it was called
     _column("model"),
     _column("amount", Units),  # the provable maximum
@@ -209,6 +226,15 @@ holds = _table(
 _index("holds_open", holds.c.sequence, where=is_(holds.c.state, "held"))
 _index("holds_lost", holds.c.sequence, where=is_(holds.c.state, "lost"))
 _index("holds_account", holds.c.account, holds.c.sequence)
+
+# The same, to be searched.
+attributed = _table(
+    "attributed",
+    _column("name", primary_key=True),
+    _column("value", primary_key=True),
+    _column("sequence", _INTEGER, sa.ForeignKey("holds.sequence"), primary_key=True),
+)
+_index("attributed_sequence", attributed.c.sequence)
 charge_sequence = sa.Sequence("charge_sequence", metadata=metadata)
 """Where many processes draw `holds.sequence` from."""
 

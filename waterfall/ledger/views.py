@@ -13,7 +13,7 @@ from waterfall.ledger.database import as_text
 from waterfall.ledger.journal import charge_id, sequence_of, usage_of
 from waterfall.ledger.wallet import Wallet, wallet_of
 from waterfall.receipts import NO_USAGE
-from waterfall.types import Allowance, Policy, RateCard, SignedReceipt, Surface, UsageReceipt
+from waterfall.types import Allowance, Attribution, Policy, RateCard, SignedReceipt, Surface, UsageReceipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class CallRecord:
     account: str
     surface: Surface | None
     model: str
+    attribution: Attribution
     held: int
     excess: int
     """Metered beyond the hold: the platform's loss."""
@@ -132,6 +133,7 @@ _CALLS = (
         schema.holds.c.account,
         schema.holds.c.surface,
         schema.holds.c.model,
+        schema.holds.c.attribution,
         schema.holds.c.amount.label("held"),
         schema.holds.c.state.label("hold_state"),
         schema.holds.c.reason.label("hold_reason"),
@@ -199,10 +201,23 @@ def calls(
     account: str | None = None,
     state: str | None = None,
     complete: bool | None = None,
+    attribution: Attribution = Attribution(),  # noqa: B008 - it is frozen
     before: int | None = None,
     limit: int = 100,
 ) -> list[CallRecord]:
-    """Calls, newest first, by account, where they stand, whether usage came, made before the one with this charge id."""
+    """Calls, newest first.
+
+    Args:
+        connection: to read with.
+        chain_id: of the ledger.
+        vault: of the ledger.
+        account: whose.
+        state: where they stand.
+        complete: whether their usage came.
+        attribution: whom and what they are for, all of it.
+        before: made before the one with this charge id.
+        limit: how many.
+    """
     query = _CALLS.order_by(schema.holds.c.sequence.desc()).limit(limit)
     if account is not None:
         query = query.where(schema.holds.c.account == as_text(account))
@@ -212,6 +227,10 @@ def calls(
         query = query.where(schema.charges.c.state == state)
     if complete is not None:
         query = query.where(schema.charges.c.complete == int(complete))
+    for pair in attribution.pairs:
+        its = schema.attributed.c
+        found = sa.select(its.sequence).where(its.name == pair[0], its.value == pair[1])
+        query = query.where(schema.holds.c.sequence.in_(found))
     if before is not None:
         query = query.where(schema.holds.c.sequence < sequence_of(before))
     return [_call(row, chain_id, vault) for row in connection.execute(query)]
@@ -251,6 +270,7 @@ def _call(row: Any, chain_id: int, vault: str) -> CallRecord:
         account=row.account,
         surface=row.surface,
         model=row.model,
+        attribution=Attribution.model_validate_json(row.attribution or "{}"),
         held=row.held,
         excess=row.excess or 0,
         vendor_cost=row.vendor_cost,

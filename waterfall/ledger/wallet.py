@@ -1,13 +1,14 @@
 """What one account can spend: pure arithmetic over one row, the check that keeps promise 1."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from waterfall.errors import AllowanceExpired, FundsHeld, InsufficientFunds, LimitExceeded, PolicyExpired
 from waterfall.metering.prices import Bound
 from waterfall.money import format_usd
-from waterfall.types import Allowance, Policy
+from waterfall.types import Allowance, KeyLimits, Policy
 
 
 @dataclass(slots=True)
@@ -129,7 +130,32 @@ def wallet_of(account: str, *columns: Any) -> Wallet:
     )
 
 
-def authorise(wallet: Wallet, bound: Bound, block_time: int, expiry_margin: int) -> tuple[int, int]:
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit on what calls may cost."""
+
+    scope: str
+    limit: int
+    left: int
+    """What it leaves, credit units."""
+    window: Mapping[str, int] = field(default_factory=dict)
+    """Of one that counts in windows: their length, and when the next one begins, Unix seconds."""
+
+
+def key_limits(limits: KeyLimits | None, left: int | None, now_ms: int) -> list[Limit]:
+    """A key's limits on what a call may cost; `left` is what its budget leaves."""
+    found = []
+    if limits is not None and limits.max_per_call is not None:
+        found.append(Limit("key_per_call", limits.max_per_call, limits.max_per_call))
+    if limits is not None and limits.budget is not None and left is not None:
+        window = {} if limits.budget_seconds is None else _turns(limits.budget_seconds, now_ms // 1000)
+        found.append(Limit("key_budget", limits.budget, left, window))
+    return found
+
+
+def authorise(
+    wallet: Wallet, bound: Bound, block_time: int, expiry_margin: int, *, key: Sequence[Limit] = ()
+) -> tuple[int, int]:
     """Decide whether a call may run.
 
     Args:
@@ -138,6 +164,7 @@ def authorise(wallet: Wallet, bound: Bound, block_time: int, expiry_margin: int)
         block_time: timestamp of the newest block known.
         expiry_margin: seconds before a policy's expiry in which it counts as expired, so that what is
             held now still settles in time.
+        key: the limits of the API key that was shown.
 
     Returns:
         How much output the call may produce, in tokens, and the amount to hold.
@@ -148,33 +175,34 @@ def authorise(wallet: Wallet, bound: Bound, block_time: int, expiry_margin: int)
     tokens = bound.affordable_output_tokens(wallet.available)
     if tokens is None:
         raise _short_of_funds(wallet, bound)
+    for its in (*_limits(wallet, bound, block_time, expiry_margin), *key):
+        within = bound.affordable_output_tokens(its.left)
+        if within is None:
+            facts = _facts(wallet, bound) | {"available": format_usd(its.left)}
+            raise LimitExceeded(**facts, scope=its.scope, limit=format_usd(its.limit), **its.window)
+        tokens = min(tokens, within)
+    return tokens, bound.amount(tokens)
+
+
+def _limits(wallet: Wallet, bound: Bound, block_time: int, expiry_margin: int) -> Iterator[Limit]:
+    """The account's own limits.
+
+    Raises:
+        PolicyExpired, AllowanceExpired
+    """
     for policy in wallet.policies:
         if policy.expires_at is not None and block_time + expiry_margin >= policy.expires_at:
             raise PolicyExpired(**_facts(wallet, bound), expires_at=policy.expires_at)
-        limits = {
-            "per_charge": (policy.max_per_charge, policy.max_per_charge),
-            "per_window": (policy.max_per_window, wallet.left_in_window(policy, block_time)),
-        }
-        for scope, (limit, left) in limits.items():
-            if limit is None or left is None:
-                continue
-            within = bound.affordable_output_tokens(left)
-            if within is None:
-                facts = _facts(wallet, bound) | {"available": format_usd(left)}
-                raise LimitExceeded(
-                    **facts, scope=scope, limit=format_usd(limit), **_window(scope, policy, block_time)
-                )
-            tokens = min(tokens, within)
+        if policy.max_per_charge is not None:
+            yield Limit("per_charge", policy.max_per_charge, policy.max_per_charge)
+        left = wallet.left_in_window(policy, block_time)
+        if policy.max_per_window is not None and policy.window_seconds is not None and left is not None:
+            yield Limit("per_window", policy.max_per_window, left, _turns(policy.window_seconds, block_time))
     for allowance in wallet.allowances:
         if block_time + expiry_margin >= allowance.expires_at:
             raise AllowanceExpired(**_facts(wallet, bound), expires_at=allowance.expires_at)
         left = max(0, allowance.cap - wallet.allowance_spent - wallet.unsettled - wallet.held)
-        within = bound.affordable_output_tokens(left)
-        if within is None:
-            facts = _facts(wallet, bound) | {"available": format_usd(left)}
-            raise LimitExceeded(**facts, scope="allowance", limit=format_usd(allowance.cap))
-        tokens = min(tokens, within)
-    return tokens, bound.amount(tokens)
+        yield Limit("allowance", allowance.cap, left)
 
 
 def _short_of_funds(wallet: Wallet, bound: Bound) -> InsufficientFunds | FundsHeld:
@@ -195,9 +223,6 @@ def _facts(wallet: Wallet, bound: Bound) -> dict[str, str]:
     }
 
 
-def _window(scope: str, policy: Policy, block_time: int) -> dict[str, int]:
-    """For a window's limit: its length, and when the next window begins, in Unix seconds of block time."""
-    seconds = policy.window_seconds
-    if scope != "per_window" or seconds is None:
-        return {}
-    return {"window_seconds": seconds, "next_window_at": (block_time // seconds + 1) * seconds}
+def _turns(seconds: int, now: int) -> dict[str, int]:
+    """A window's length, and when the next one begins."""
+    return {"window_seconds": seconds, "next_window_at": (now // seconds + 1) * seconds}

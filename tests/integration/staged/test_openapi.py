@@ -30,7 +30,7 @@ ESTIMATE = ("POST", "/api/estimate")
 ROTATE = ("POST", "/api/keys/{key_id}/rotate")
 PUBLIC = ("GET", "/api/prices/{price_id}")
 ERRORS = {
-    **{route: {400, 401, 402, 403, 404, 409, 413, 502, 503, 504} for route in SURFACES},
+    **{route: {400, 401, 402, 403, 404, 409, 413, 429, 502, 503, 504} for route in SURFACES},
     COUNT: {400, 401, 403, 404, 413, 502, 504},
     ("GET", "/v1/models"): {401},
     PUBLIC: {400, 404},
@@ -178,6 +178,12 @@ async def test_openapi__every_declared_error__is_one_that_the_route_answers(clie
     await see(404, ESTIMATE, json=asked | {"request": calls[CHAT] | {"model": "nothing"}})
     for route, body in (calls | {COUNT: count}).items():
         await see_errors_of_a_call(see, upstream, route, body, poor, poor_key)
+    limits = {"name": "slow", "limits": {"calls_per_minute": 1}}
+    _, slow, _ = await client.request("POST", f"/api/accounts/{account['id']}/keys", json=limits)
+    upstream.behaviour = answers(b"no JSON")
+    await client.chat(slow["key"])
+    for route in calls:
+        await see(429, route, key=slow["key"], headers={})
     client.ledger.gate.refuse("settlement has stopped")
     try:
         for route in (*calls, CHARGE):

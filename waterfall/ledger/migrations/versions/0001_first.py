@@ -117,9 +117,22 @@ def upgrade() -> None:
         sa.Column("created_at", _INTEGER, nullable=False),
         sa.Column("expires_at", _INTEGER, nullable=True),
         sa.Column("revoked_at", _INTEGER, nullable=True),
+        sa.Column("limits", sa.Text(), nullable=True),
+        sa.Column("budget", sa.Text(), nullable=True),
         sa.ForeignKeyConstraint(["account"], ["accounts.id"]),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("hash"),
+        sqlite_strict=True,
+    )
+    op.create_table(
+        "key_budgets",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("window", _INTEGER, server_default="0", nullable=False),
+        sa.Column("used", _MONEY, server_default="0", nullable=False),
+        sa.Column("next_call_at", _INTEGER, server_default="0", nullable=False),
+        sa.ForeignKeyConstraint(["account"], ["accounts.id"]),
+        sa.PrimaryKeyConstraint("id"),
         sqlite_strict=True,
     )
     op.create_table(
@@ -144,6 +157,9 @@ def upgrade() -> None:
         sa.Column("receipt_id", sa.Text(), nullable=False),
         sa.Column("account", sa.Text(), nullable=False),
         sa.Column("api_key", sa.Text(), nullable=True),
+        sa.Column("budget", sa.Text(), nullable=True),
+        sa.Column("budget_window", _INTEGER, nullable=True),
+        sa.Column("attribution", sa.Text(), nullable=True),
         sa.Column("surface", sa.Text(), nullable=True),
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("amount", _MONEY, nullable=False),
@@ -157,6 +173,16 @@ def upgrade() -> None:
         sa.UniqueConstraint("receipt_id"),
         sqlite_strict=True,
     )
+    op.create_table(
+        "attributed",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("value", sa.Text(), nullable=False),
+        sa.Column("sequence", _INTEGER, autoincrement=False, nullable=False),
+        sa.ForeignKeyConstraint(["sequence"], ["holds.sequence"]),
+        sa.PrimaryKeyConstraint("name", "value", "sequence"),
+        sqlite_strict=True,
+    )
+    op.create_index("attributed_sequence", "attributed", ["sequence"])
     op.create_index("holds_account", "holds", ["account", "sequence"])
     op.create_index("holds_lost", "holds", ["sequence"], **_where(sa.text("state = 'lost'")))
     op.create_index("holds_open", "holds", ["sequence"], **_where(sa.text("state = 'held'")))
