@@ -311,17 +311,19 @@ async def cancelled(task: "asyncio.Task[None]") -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_call__cancelled_while_its_hold_is_taken__gives_it_back(client, upstream, stream):
     account, key = await client.open_account(micro_usd=DEPOSIT)
+    _, other = await client.open_account(micro_usd=DEPOSIT)
+    assert (await client.chat(other))[0] == 200  # its rate card is known from now on
     async with Cancellable(client, upstream, key).running() as direct:
         async with stopped_writer(client.ledger):
             task = direct.call(stream=stream)
             async with asyncio.timeout(10):
-                while not direct.gateway.calls._running:  # noqa: SLF001 - the moment under test
+                while not direct.gateway.calls._beginning:  # noqa: SLF001 - the moment under test
                     await asyncio.sleep(0.005)
             await cancelled(task)
 
         call = await client.ended(account)
         assert call["status"] == "released"
-        assert upstream.counts["started"] == 0
+        assert upstream.counts["started"] == 1
         await client.check_books(account, DEPOSIT, "0")
 
 

@@ -40,7 +40,13 @@ from waterfall.receipts import bytes_hash, check_signature, price_id
 from waterfall.types import Policy, Usage
 
 TARIFF = card("small", "1", "2")
-MODEL = SimpleNamespace(name="small", card=TARIFF, vendor_card=TARIFF, price_id=price_id(TARIFF))
+MODEL = SimpleNamespace(
+    name="small",
+    card=TARIFF,
+    vendor_card=TARIFF,
+    price_id=price_id(TARIFF),
+    upstream=SimpleNamespace(name="local"),
+)
 UNIT = 10**6  # what a token costs at a dollar per million
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5}
 CALLER = Caller(ACCOUNT, None)
@@ -226,6 +232,7 @@ async def test_give_back__hold__free_again(calls, desk, end, expected):
 
 
 async def test_hold__caller_gone_before_it_is_durable__is_given_back(calls, desk):
+    await desk.ledger.keep_rate_card(MODEL.price_id, MODEL.card)
     holding = asyncio.create_task(calls.hold(CALLER, "chat", MODEL, bound()))
     await asyncio.sleep(0)
     holding.cancel()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from waterfall.cli import accounts, db, demo, dev, keystore, receipts, serve, torture, upkeep
+from waterfall.cli import accounts, accuracy, db, demo, dev, keystore, receipts, serve, torture, upkeep
 
 app = typer.Typer(
     help="USDC-backed credit for LLM platforms: every call checked, metered, priced and settled on-chain.",
@@ -21,6 +21,7 @@ app.command("rebuild")(serve.rebuild)
 app.command("backup")(upkeep.backup)
 app.command("restore")(upkeep.restore)
 app.command("reconcile")(upkeep.reconcile)
+app.command("accuracy")(accuracy.accuracy)
 app.command("demo")(demo.demo)
 app.command("torture")(torture.torture)
 app.add_typer(db.db, name="db")

@@ -89,6 +89,8 @@ class Calls:
         self._expiry_margin = int(longest_call_seconds) + _SETTLEMENT_BOUND_SECONDS
         self._domain = Domain(ledger.chain_id, ledger.vault)
         self._running: set[asyncio.Task[Any]] = set()
+        self._beginning = 0
+        """How many calls wait for their holds."""
         self._open: dict[int, Hold] = {}
         self._freed = asyncio.Event()
         """Set whenever a hold of this process has ended."""
@@ -146,7 +148,7 @@ class Calls:
         block_time = self._block_time()
         await self.ledger.keep_rate_card(model.price_id, model.card)
         receipt_id = new_receipt_id()
-        with self._top_up(caller.account):
+        with self._top_up(caller.account), self._begun():
             try:
                 held = await self.ledger.hold(
                     caller,
@@ -174,6 +176,15 @@ class Calls:
     def _log(self, event: str, held: Hold, **facts: Any) -> None:
         """Log a step of a call; the charge's id is what the relayer's lines go on with."""
         log.info(event, charge=held.charge_id, receipt=held.receipt_id, account=held.account, **facts)
+
+    @contextmanager
+    def _begun(self) -> Iterator[None]:
+        """A call has begun, though it has no hold yet: a stop waits for it."""
+        self._beginning += 1
+        try:
+            yield
+        finally:
+            self._beginning -= 1
 
     @contextmanager
     def _top_up(self, account: str) -> Iterator[None]:
@@ -400,13 +411,13 @@ class Calls:
     async def drain(self, seconds: float) -> None:
         """Wait for running calls to end, so that a stop loses nothing.
 
-        A call goes on from one step to the next, each running by itself, and between two of them none is: so it is looked
-        for again, in the loop's next turns, before nothing is left.
+        A call goes on from one step to the next, and between two of them none is: so it is looked for again, in the loop's
+        next turns, before nothing is left.
         """
         if self._running:
             log.info("waiting for calls to end", calls=len(self._running))
         until = time.monotonic() + seconds
-        while self._open or self._running:
+        while self._beginning or self._open or self._running:
             left = until - time.monotonic()
             if left <= 0:
                 return
