@@ -166,6 +166,9 @@ async def _speed(folder: Path) -> tuple[dict[tuple[str, bool, int], Measured], d
             for (name, stream, callers), its in measured.items():
                 await mine_every(0 if name == "still" else 1)
                 await _round(places[name], its, callers=callers, stream=stream)
+                if name == "still":  # else the next round would settle what this one has left
+                    await mine_every(1)
+                    await _until_settled(places[name])
         return measured, await _ends(places["ours"])
 
 
@@ -219,18 +222,25 @@ async def _round(place: Place, its: Measured, *, callers: int, stream: bool) -> 
     its.first.append(seen.first_byte(0.5))
 
 
-async def _ends(place: Place) -> dict[str, float]:
+def _session(place: Place) -> aiohttp.ClientSession:
     headers = {"Authorization": "Bearer wf_admin"}
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{place.port}", headers=headers) as session:
+    return aiohttp.ClientSession(f"http://127.0.0.1:{place.port}", headers=headers)
 
-        async def totals() -> dict[str, Any]:
+
+async def _until_settled(place: Place) -> float:
+    """How many seconds it took."""
+    began = time.perf_counter()
+    async with _session(place) as session:
+        while True:
             async with session.get("/api/totals") as response:
-                return await response.json()
-
-        began = time.perf_counter()
-        while (await totals())["unsettled"] != "0.00":
+                if (await response.json())["unsettled"] == "0.00":
+                    return time.perf_counter() - began
             await asyncio.sleep(0.1)
-        unsettled = time.perf_counter() - began
+
+
+async def _ends(place: Place) -> dict[str, float]:
+    unsettled = await _until_settled(place)
+    async with _session(place) as session:
         before, done = place.memory(), 0
         while done < _CALLS_FOR_MEMORY:
             done += len((await _load(place, callers=16, seconds=2, stream=False)).times)
