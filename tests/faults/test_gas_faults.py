@@ -92,7 +92,7 @@ async def test_replacement__underpriced__is_raised_until_it_is_not(sqlite_site, 
     assert int(await rpc.call("eth_getTransactionCount", deploy.GAS.address, "latest"), 16) == 1
 
 
-async def test_policy__lowered_on_the_chain_behind_our_back__one_is_rejected_and_the_others_settle(
+async def test_row_16__policy_lowered_behind_our_back__one_is_rejected_and_the_others_settle(
     either_site,
 ):
     """One bad item bricks a batch (x402 #2559)."""

@@ -19,7 +19,7 @@ POINTS = [
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_service__killed__each_call_charged_once_or_listed_as_lost(site, point):
+async def test_row_05__service_killed_at_a_step__each_call_charged_once_or_listed_as_lost(site, point):
     """Peers lose charges at shutdown (LiteLLM #38157, #35531), and relayers double-spend (rrelayer #36)."""
     async with site.serve(WATERFALL_FAILPOINT=point) as service:
         caller = await site.open_account(service.url)

@@ -91,7 +91,7 @@ async def test_relayers__leader_freezes_and_nobody_deposes_it__another_leads_aft
 # ── Two ledgers, one key ─────────────────────────────────────────────────────────────────────────────
 
 
-async def test_ledgers__two_with_one_key__one_halts_and_says_why_and_nothing_is_charged_twice(
+async def test_row_17__two_ledgers_with_one_key__one_halts_and_says_why_and_nothing_is_charged_twice(
     sqlite_site, tmp_path
 ):
     site = sqlite_site

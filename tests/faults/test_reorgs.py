@@ -104,7 +104,7 @@ async def test_reorg__charges_land_in_other_blocks__counted_once(either_site, de
     assert len({nonce for _, nonce in await attempts(site)}) == len(await attempts(site)), "signed again"
 
 
-async def test_reorg__deposit_gone_with_it__nothing_is_spent_of_it(sqlite_site):
+async def test_row_19__deposit_gone_with_a_reorg__nothing_is_spent_of_it(sqlite_site):
     """An unconfirmed deposit is spent, then reorged away (x402 #2559, #3464)."""
     site, rpc = sqlite_site, sqlite_site.net.anvil.rpc
     async with site.serve(chain={"finality": 3}) as service:

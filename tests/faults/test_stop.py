@@ -10,7 +10,7 @@ from waterfall.ledger import schema
 
 
 @pytest.mark.parametrize("command", ["serve", "gateway"])
-async def test_stop__under_load__ends_within_its_bound_and_every_answer_is_charged(site, command):
+async def test_row_05__stopped_under_load__ends_within_its_bound_and_every_answer_is_charged(site, command):
     """Peers lose charges at shutdown (LiteLLM #38157)."""
     if command == "gateway" and site.database.startswith("sqlite"):
         pytest.skip("a SQLite file is of one process")

@@ -289,7 +289,7 @@ def broken(ledger, table: str):
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_ledger__cannot_hold__refuses_and_calls_nobody(client, upstream, stream):
+async def test_row_04__ledger_cannot_hold__refuses_and_calls_nobody(client, upstream, stream):
     """Peers fail open when their store fails (LiteLLM #33923)."""
     account, key = await client.open_account(micro_usd=DEPOSIT)
     with broken(client.ledger, "holds"):

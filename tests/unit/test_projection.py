@@ -307,6 +307,18 @@ async def test_rewind__settled_charge__is_unsettled_again_and_settles_once(desk)
     assert (wallet.balance, wallet.unsettled) == (7 * USD, 0)
 
 
+async def test_row_15__deposit_read_again_from_another_block__is_credited_once(desk):
+    """Peers credit the same top-up twice: lago-api#5870."""
+    for fork in ("a", "b", "c"):
+        await desk.apply(block(2, fork=fork), deposited(ACCOUNT, USD))
+        assert (await desk.wallet()).balance == FUNDED + USD
+        await desk.ledger.view.rewind(block(1))
+        assert (await desk.wallet()).balance == FUNDED
+    await desk.apply(block(2, fork="d"))
+    await desk.apply(block(3, fork="d"), deposited(ACCOUNT, USD))
+    assert (await desk.wallet()).balance == FUNDED + USD
+
+
 async def test_rewind__deposit__is_gone_with_what_was_pending(desk):
     await desk.apply(block(2), deposited(ACCOUNT, USD), spendable=0)
     await desk.ledger.view.rewind(block(1))

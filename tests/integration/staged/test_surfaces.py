@@ -10,7 +10,7 @@ import anthropic
 import openai
 import pytest
 from sse import without_cost
-from upstream import DONE, answer, answers, chunk, completion, streams
+from upstream import DONE, answers, chunk, completion, streams
 
 from waterfall.receipts import canonical_hash
 
@@ -355,30 +355,6 @@ async def test_image__in_a_request__is_held_by_its_number_and_charged_as_reporte
 
 
 # ── Several models ───────────────────────────────────────────────────────────────────────────────────
-
-
-async def failing_first(upstream, request, body):
-    """Refuses the first model, and serves the second."""
-    if body["model"] == "micro":
-        return await answers({"error": {"message": "overloaded"}}, status=503)(upstream, request, body)
-    return await answer(upstream, request, body)
-
-
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_models__first_fails__the_second_serves_and_is_the_one_that_is_billed(client, upstream, stream):
-    """Row 11: peers bill the fallback at the wrong model's price (LiteLLM #39294)."""
-    account, key = await client.open_account(micro_usd=DEPOSIT)
-    upstream.behaviour = failing_first
-
-    status, _, headers = await client.chat(key, model=None, models=["micro", "gpt-4o-mini"], stream=stream)
-
-    assert (status, headers["x-waterfall-model"]) == (200, "gpt-4o-mini")
-    assert [body["model"] for body in upstream.bodies] == ["micro", "gpt-4o-mini"]
-    assert all("models" not in body for body in upstream.bodies)
-    second, first = await client.calls(account)
-    assert (first["model"], first["status"], first["cost"]) == ("micro", "released", None)
-    assert (second["model"], second["cost"]) == ("gpt-4o-mini", "0.0000048")  # 12 × 0.15 + 5 × 0.60
-    await client.check_books(account, DEPOSIT, "0.0000048")
 
 
 async def test_models__all_fail__the_last_error_is_told_and_nothing_is_charged(client, upstream):
