@@ -8,9 +8,12 @@ import socket
 
 import aiohttp
 import pytest
+from aiohttp import web
 from service import running, settings_for
 from sse import error_of, events_of, pieces_of
 from upstream import ScriptedUpstream, answers, completion, deaf_server, stalls, stream_chunks, streams
+
+from waterfall.money import parse_usd
 
 DEPOSIT = 1_000_000
 
@@ -140,3 +143,40 @@ async def test_cookies__of_an_upstream__are_not_sent_with_other_calls(net, upstr
 
     assert [headers.get("Cookie") for headers in upstream.headers] == [None, None]
     assert all(key not in str(headers) for headers in upstream.headers)
+
+
+async def test_streams__a_thousand_idle_ones__leave_room_for_others_and_are_all_charged(
+    net, upstream, database
+):
+    many, go_on = 1000, asyncio.Event()
+
+    async def idle(upstream, request, body):
+        first, *rest = stream_chunks(body)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(first)
+        await go_on.wait()
+        for data in rest:
+            await response.write(data)
+        return response
+
+    settings = settings_for(upstream.base_url, database, timeout_seconds=120)
+    async with running(net, settings) as client, contextlib.AsyncExitStack() as stack:
+        account, key = await client.open_account(micro_usd=DEPOSIT)
+        other, other_key = await client.open_account(micro_usd=DEPOSIT)
+        upstream.behaviour = idle
+        opened = await asyncio.gather(
+            *(stack.enter_async_context(client.streaming(key)) for _ in range(many))
+        )
+        for response in opened:
+            await response.content.readuntil(b"\n\n")
+        upstream.behaviour = streams()
+        for _ in range(5):
+            assert (await client.chat(other_key, stream=True))[0] == 200
+        held = sum(parse_usd(response.headers["X-Waterfall-Hold"]) for response in opened)
+        assert parse_usd((await client.account(account["id"]))["held"]) == held
+        go_on.set()
+        for response in opened:
+            assert b"[DONE]" in await response.content.read()
+        await client.check_books(other, DEPOSIT, "0.000085")
+        await client.check_books(account, DEPOSIT, "0.017")

@@ -14,6 +14,8 @@ import pytest_asyncio
 from service import ADMIN_KEY, Client
 from upstream import ScriptedUpstream
 
+from waterfall.money import parse_usd
+
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CHAT = "/v1/chat/completions"
@@ -412,6 +414,34 @@ async def test_fields__that_cost_nothing__are_passed_on_untouched(stage):
     sent = stage.upstream.bodies[0]
     assert {name: sent[name] for name in fields} == fields
     assert (sent["model"], sent["max_tokens"]) == ("micro", 20)
+    await stage.client.check_books(account, 1_000_000, "0.000017")
+
+
+async def test_tools__thousands__are_held_for_and_passed_on(stage):
+    account, key = await stage.client.open_account(micro_usd=10_000_000)
+    stage.upstream.reset()
+    tools = [
+        {"type": "function", "function": {"name": f"tool_{number}", "parameters": {"type": "object"}}}
+        for number in range(5000)
+    ]
+    status, _, headers = await stage.client.chat(key, tools=tools)
+    assert (status, stage.upstream.bodies[0]["tools"]) == (200, tools)
+    assert parse_usd(headers["X-Waterfall-Hold"]) > 5000 * parse_usd("0.00003")
+    await stage.client.check_books(account, 10_000_000, "0.000017")
+
+
+async def test_fields__numbers_beyond_64_bits__are_passed_on_as_their_nearest_double(stage):
+    """What JSON's numbers are to most readers: https://datatracker.ietf.org/doc/html/rfc8259#section-6."""
+    account, key = await stage.client.open_account(micro_usd=1_000_000)
+    stage.upstream.reset()
+    numbers = {"seed": 2**70, "least": -(2**63) - 1, "most": 2**64 - 1}
+    assert (await stage.client.chat(key, **numbers))[0] == 200
+    sent = stage.upstream.bodies[0]
+    assert {name: sent[name] for name in numbers} == {
+        "seed": float(2**70),
+        "least": float(-(2**63)),
+        "most": 2**64 - 1,
+    }
     await stage.client.check_books(account, 1_000_000, "0.000017")
 
 

@@ -1,10 +1,14 @@
 """Whatever an upstream does: the client is told, the hold is closed, and only what was delivered is charged."""
 
 import asyncio
+import gzip
 import json
 import random
+import zlib
 
+import brotli
 import pytest
+from aiohttp import web
 from sse import error_of, events_of, pieces_of, without_cost
 from upstream import (
     DONE,
@@ -777,5 +781,50 @@ async def test_pump__fails_after_the_answer_started__ends_the_stream_with_an_err
 
     assert error_of(events_of(text))["code"] == "internal_error"
     assert "a defect" not in text
+    assert (await client.ended(account))["status"] == "lost"
+    await client.check_books(account, DEPOSIT, "0")
+
+
+# ── Bodies that were compressed though nobody asked ──────────────────────────────────────────────────
+
+CODINGS = {"gzip": gzip.compress, "deflate": zlib.compress, "br": brotli.compress}
+
+
+def compressed(coding, make):
+    """Answers in pieces of a coding."""
+
+    async def behaviour(upstream, request, body):
+        kind, raw = make(body)
+        response = web.StreamResponse(headers={"Content-Type": kind, "Content-Encoding": coding})
+        await response.prepare(request)
+        packed = CODINGS[coding](raw)
+        for at in range(0, len(packed), 7):
+            await response.write(packed[at : at + 7])
+        return response
+
+    return behaviour
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_answer__compressed__is_read_billed_and_given_plain(client, upstream, coding):
+    account, key = await client.open_account(micro_usd=DEPOSIT)
+    upstream.behaviour = compressed(
+        coding, lambda body: ("application/json", json.dumps(completion(body)).encode())
+    )
+    status, body, headers = await client.chat(key)
+    assert (status, body["choices"][0]["message"]["content"]) == (200, "Hello there")
+    assert "content-encoding" not in headers
+    assert upstream.headers[-1]["Accept-Encoding"] == "identity"
+    upstream.behaviour = compressed(coding, lambda body: ("text/event-stream", b"".join(stream_chunks(body))))
+    status, text, _ = await client.chat(key, stream=True)
+    assert (status, "".join(pieces_of(events_of(text)))) == (200, "Hello there")
+    await client.check_books(account, DEPOSIT, "0.000034")
+
+
+async def test_answer__that_claims_to_be_compressed_and_is_not__is_lost(client, upstream):
+    account, key = await client.open_account(micro_usd=DEPOSIT)
+    upstream.behaviour = answers(b"plain", headers={"Content-Encoding": "br"})
+    status, body, _ = await client.chat(key)
+    assert (status, body["error"]["code"]) == (502, "upstream_invalid")
     assert (await client.ended(account))["status"] == "lost"
     await client.check_books(account, DEPOSIT, "0")
