@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from waterfall import failpoints
-from waterfall.cli import output
+from waterfall.cli import logs, output
 from waterfall.cli import torture as command
 from waterfall.cli.app import app
 from waterfall.errors import SettingsError
@@ -135,6 +135,16 @@ async def test_faults__process_killed_before_its_failpoint__is_not_counted(servi
     service._why = "kill"  # noqa: SLF001 - as a later fault does
     ended(service, "call.held:2", -signal.SIGKILL)
     assert not sum(faults.done.values())
+
+
+@pytest.mark.parametrize(
+    "event", ["unexpected", "halted", "bound broken", "sums did not add up at the start"]
+)
+def test_log__line_that_no_fault_excuses__is_a_finding(service, event):
+    log = service.config.parent / "log"
+    log.write_text(logs._json({"event": event, "level": "error"}, default=repr) + "\n")  # noqa: SLF001
+    service._look_through(SimpleNamespace(log=log))  # noqa: SLF001
+    assert [event in finding for finding in service.findings] == [True]
 
 
 async def test_faults__one_that_cannot_be_done__is_a_finding(service, monkeypatch):
