@@ -279,7 +279,7 @@ class ReceiptView(Shown):
     surface: Surface | None
     """In whose words the model was called; null where an amount was charged."""
     model: str
-    attribution: Attribution
+    attribution: Attribution = Attribution()
     """Whom and what it was for, as the platform said."""
     status: CallStatus
     reason: str | None
