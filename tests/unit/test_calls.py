@@ -245,6 +245,19 @@ async def test_hold__caller_gone_before_it_is_durable__is_given_back(calls, desk
     assert (await desk.wallet()).held == 0
 
 
+async def test_drain__call_that_waits_for_its_hold__is_waited_for(calls, desk):
+    await desk.ledger.keep_rate_card(MODEL.price_id, MODEL.card)
+    holding = asyncio.create_task(calls.hold(CALLER, "chat", MODEL, bound()))
+    await asyncio.sleep(0)
+    draining = asyncio.create_task(calls.drain(5))
+    held = await holding
+    await asyncio.sleep(0)
+    assert not draining.done()
+    await calls.capture(held, "chat", MODEL, metered())
+    await draining
+    assert await desk.states() == ["queued"]
+
+
 # ── Refusals ─────────────────────────────────────────────────────────────────────────────────────────
 
 

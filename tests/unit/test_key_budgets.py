@@ -10,7 +10,7 @@ from making import ACCOUNT, BLOCK_TIME, sign
 
 from waterfall.errors import InvalidApiKey, LimitExceeded, RateLimited
 from waterfall.ledger import journal, keys, schema
-from waterfall.ledger.budgets import Budget
+from waterfall.ledger.budgets import Budget, Draw
 from waterfall.ledger.journal import Caller
 from waterfall.metering import prices
 from waterfall.types import KeyLimits
@@ -111,16 +111,25 @@ async def test_budget__call_of_an_earlier_window__leaves_this_one_alone(desk):
     caller = await make(desk, budget=100, budget_seconds=DAY)
     held = await hold(desk, caller, 60)
     table = schema.key_budgets
-    earlier = table.update().values(window=table.c.window - 1)
+    earlier = table.update().values(window=table.c.window - DAY)
     await desk.ledger.write(lambda tx: tx.run(earlier))
     await desk.ledger.write(
-        lambda tx: tx.run(schema.holds.update().values(budget_window=schema.holds.c.budget_window - 1))
+        lambda tx: tx.run(schema.holds.update().values(budget_window=schema.holds.c.budget_window - DAY))
     )
     assert await spent(desk, caller) == 0
     await hold(desk, caller, 100)
     assert await desk.ledger.write(lambda tx: journal.lose_open_holds(tx, "it stopped")) == 2
     assert await spent(desk, caller) == 0
     assert held.draw is not None
+
+
+def test_budget__clock_set_back_over_a_windows_end__forgets_nothing():
+    limits, budget = KeyLimits(budget=100, budget_seconds=60), Budget("k", 0, 0, 0)
+    drawn = budget.turn(limits, 120_000)
+    budget.used = 70
+    assert budget.turn(limits, 119_999) == drawn == Draw("k", 120)
+    assert budget.used == 70
+    assert (budget.turn(limits, 180_000).window, budget.used) == (180, 0)
 
 
 async def test_budget__fresh_key_in_the_place_of_one__goes_on_with_it(desk):

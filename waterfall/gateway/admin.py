@@ -183,13 +183,14 @@ async def make_key(here: Context, _: Platform, account: Hash32, body: NewKey) ->
 async def list_keys(here: Context, _: Platform, account: Hash32) -> list[KeyFacts]:
     """An account's API keys, oldest first; what ended is among them."""
     await _shown(here, account)
-    return [await _key_facts(here, key) for key in here.ledger.keys.of(account)]
+    return await _key_facts(here, here.ledger.keys.of(account))
 
 
 @router.delete("/keys/{key_id}", responses=errors(403, 404, 503))
 async def revoke_key(here: Context, _: Platform, key_id: str) -> KeyFacts:
     """Revoke an account's API key: it opens nothing any more, at once here and within a second in other gateways."""
-    return await _key_facts(here, await here.ledger.keys.revoke(key_id[:_LONGEST_SHOWN]))
+    (shown,) = await _key_facts(here, [await here.ledger.keys.revoke(key_id[:_LONGEST_SHOWN])])
+    return shown
 
 
 @router.post("/keys/{key_id}/rotate", status_code=201, responses=errors(400, 403, 404, 413, 503))
@@ -212,8 +213,9 @@ def _fresh(key: ApiKey, secret: str) -> KeyView:
     )
 
 
-async def _key_facts(here: Office, key: ApiKey) -> KeyFacts:
-    return key_facts(key, await here.ledger.read(lambda c: keys.spent(c, key, now_ms())))
+async def _key_facts(here: Office, its: list[ApiKey]) -> list[KeyFacts]:
+    now = now_ms()
+    return await here.ledger.read(lambda c: [key_facts(key, keys.spent(c, key, now)) for key in its])
 
 
 @router.delete("/accounts/{account}/data", responses=errors(400, 403, 404, 409, 503))

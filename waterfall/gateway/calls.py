@@ -146,9 +146,9 @@ class Calls:
         after: int | None,
     ) -> Hold:
         block_time = self._block_time()
-        await self.ledger.keep_rate_card(model.price_id, model.card)
         receipt_id = new_receipt_id()
         with self._top_up(caller.account), self._begun():
+            await self.ledger.keep_rate_card(model.price_id, model.card)
             try:
                 held = await self.ledger.hold(
                     caller,

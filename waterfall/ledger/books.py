@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from waterfall.errors import AccountNotFound, HoldNotOpen, InvalidApiKey, LedgerError
-from waterfall.ledger import schema
+from waterfall.ledger import budgets, schema
 from waterfall.ledger.budgets import Budget, Draw
 from waterfall.ledger.database import Database, as_text
 from waterfall.ledger.wallet import Wallet, wallet_of
@@ -303,12 +303,10 @@ class Books:
     def _budget(self, id_: str) -> Budget | None:
         """A key's budget as the books have it now: nobody else changes it while the wallet of its account is locked."""
         if id_ not in self._budgets:
-            table = schema.key_budgets
-            columns = table.c.id, table.c.window, table.c.used, table.c.next_call_at
-            row = self._connection.execute(sa.select(*columns).where(table.c.id == id_)).one_or_none()
-            if row is None:
+            found = budgets.find(self.run, id_)
+            if found is None:
                 return None
-            self._budgets[id_] = Budget(*row)
+            self._budgets[id_] = found
         return self._budgets[id_]
 
     def _count(self, hold: Hold, amount: int) -> None:

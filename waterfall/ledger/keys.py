@@ -8,8 +8,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from waterfall.errors import KeyNotFound
-from waterfall.ledger import schema, shared
-from waterfall.ledger.budgets import Budget
+from waterfall.ledger import budgets, schema, shared
 from waterfall.ledger.database import as_text
 from waterfall.ledger.journal import now_ms
 from waterfall.ledger.reader import Reader
@@ -244,12 +243,9 @@ def spent(connection: sa.Connection, key: ApiKey, now: int) -> int | None:
     """What is used of a key's budget, in the window of now; None where it has none."""
     if key.budget is None or key.limits is None or key.limits.budget is None:
         return None
-    table = schema.key_budgets
-    columns = table.c.id, table.c.window, table.c.used, table.c.next_call_at
-    row = connection.execute(sa.select(*columns).where(table.c.id == key.budget)).one_or_none()
-    if row is None:
+    budget = budgets.find(connection.execute, key.budget)
+    if budget is None:
         return 0
-    budget = Budget(*row)
     budget.turn(key.limits, now)
     return budget.used
 
