@@ -1,6 +1,7 @@
 """What an API key's own limits let through, on both databases: exact, whatever comes at once, and whatever fails."""
 
 import asyncio
+import threading
 
 import pytest
 import sqlalchemy as sa
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import ACCOUNT, BLOCK_TIME, sign
 
-from waterfall.errors import InvalidApiKey, LimitExceeded, RateLimited
+from waterfall.errors import InsufficientFunds, InvalidApiKey, LimitExceeded, RateLimited
 from waterfall.ledger import journal, keys, schema
 from waterfall.ledger.budgets import Budget, Draw
 from waterfall.ledger.journal import Caller
@@ -79,6 +80,29 @@ async def test_budget__refused_for_the_accounts_money__counts_nothing(desk):
     await hold(desk, caller, 1)
     with pytest.raises(RateLimited):
         await hold(desk, caller, 1)
+
+
+async def test_budget__refused_among_others_of_one_commit__counts_nothing(desk):
+    caller = await make(desk, budget=10**20, calls_per_minute=2)
+    goes_on = threading.Event()
+    busy = asyncio.create_task(desk.ledger.write(lambda tx: goes_on.wait(10)))
+    asked = [asyncio.create_task(hold(desk, caller, amount)) for amount in (1, 10**18, 1)]
+    await asyncio.sleep(0)
+    goes_on.set()
+    await busy
+    first, refused, second = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(refused, InsufficientFunds)
+    assert (first.amount, second.amount, await spent(desk, caller)) == (1, 1, 2)
+
+
+async def test_budget__call_that_ends_in_a_later_window__is_not_counted_there(desk):
+    caller = await make(desk, budget=100, budget_seconds=DAY)
+    charged, released = await hold(desk, caller, 30), await hold(desk, caller, 40)
+    turned = schema.key_budgets.update().values(window=schema.key_budgets.c.window + DAY, used=7)
+    await desk.ledger.write(lambda tx: tx.run(turned))
+    await capture(desk, charged, 20)
+    await desk.ledger.release(released, "nothing came")
+    assert await spent(desk, caller) == 7
 
 
 @pytest.mark.parametrize("way", ["lost", "unanswered", "abandoned", "at start"])

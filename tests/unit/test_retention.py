@@ -13,6 +13,7 @@ from waterfall.ledger.journal import Answer, Caller, now_ms
 from waterfall.ledger.retention import RetentionSettings, sweep
 from waterfall.metering import prices
 from waterfall.receipts import check_signature
+from waterfall.types import Attribution
 
 DAY = 24 * 60 * 60 * 1000
 USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
@@ -68,6 +69,18 @@ async def test_sweep__nothing_set__keeps_everything(desk):
         await desk.table(schema.holds),
         await desk.table(schema.meta),
     )
+
+
+async def test_sweep__old_call__is_found_no_more_by_whom_it_was_for(desk):
+    caller = Caller(ACCOUNT, "key_1", attribution=Attribution(user="ada", tags=("beta", "beta")))
+    held = await desk.ledger.hold(caller, "small", prices.fixed(USD), block_time=0, expiry_margin=0)
+    await desk.capture(held, USD, usage=USAGE)
+    await settle(desk)
+    kept = [(row["name"], row["value"]) for row in await desk.table(schema.attributed)]
+    assert kept == [("tag", "beta"), ("user", "ada")]
+    await swept(desk)
+    assert await desk.table(schema.attributed) == []
+    assert (await desk.call(held)).attribution == Attribution()
 
 
 async def test_sweep__old_enough__removes_what_is_not_for_ever_and_nothing_else(desk):

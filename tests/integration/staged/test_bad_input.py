@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import aiohttp
 import pytest
 import pytest_asyncio
+from multidict import CIMultiDict
 from service import ADMIN_KEY, Client
 from upstream import ScriptedUpstream
 
@@ -194,6 +195,18 @@ async def test_key__in_other_cases_and_spaces__is_found(wallet):
     for shown in (f"bearer {wallet.key}", f"BEARER   {wallet.key}  "):
         status, _, _ = await wallet.client.request("GET", "/v1/models", headers={"Authorization": shown})
         assert status == 200
+
+
+async def test_key__shown_twice__the_first_counts_on_every_route(stage):
+    _, key = await stage.client.open_account(micro_usd=1_000_000)
+    body = {"model": "micro", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20}
+    for shown, statuses in (((key, "wf_nobody"), (200, 200)), (("wf_nobody", key), (401, 401))):
+        headers = CIMultiDict([("Authorization", f"Bearer {one}") for one in shown])
+        async with (
+            stage.client.session.post(stage.client.url + CHAT, headers=headers, json=body) as called,
+            stage.client.session.get(stage.client.url + "/v1/models", headers=headers) as listed,
+        ):
+            assert (called.status, listed.status) == statuses
 
 
 async def test_key__expired__is_refused(wallet):

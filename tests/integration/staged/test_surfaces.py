@@ -553,3 +553,35 @@ async def test_terms__unknown__are_refused_before_anything_is_held(client, upstr
     status, body, _ = await client.chat(key, headers=headers)
     assert (status, body["error"]["param"]) == (400, next(iter(headers)))
     assert await client.calls(account) == []
+
+
+# ── What nobody foresaw ──────────────────────────────────────────────────────────────────────────────
+
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 20}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", CHAT),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 20}),
+        ("/v1/messages", CHAT),
+        ("/v1/embeddings", {"input": "hi"}),
+    ],
+)
+async def test_defect__of_ours__is_a_typed_500_in_the_surfaces_words_and_tells_nothing(
+    client, upstream, monkeypatch, path, fields
+):
+    account, key = await client.open_account(micro_usd=DEPOSIT)
+
+    def fail(*_):
+        raise RuntimeError("hunter2")
+
+    monkeypatch.setattr("waterfall.gateway.app.serve", fail)
+    status, answer, headers = await client.request("POST", path, key=key, json={"model": "micro", **fields})
+    assert (status, answer["error"]["code"], answer["error"]["type"]) == (500, "internal_error", "api_error")
+    assert (answer.get("type") == "error") == (path == "/v1/messages")
+    assert (headers["x-should-retry"], "hunter2" in str(answer)) == ("false", False)
+    assert headers["x-request-id"]
+    await client.check_books(account, DEPOSIT, "0")
