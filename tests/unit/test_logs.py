@@ -1,8 +1,12 @@
 """Lines of the log, as they come to its file."""
 
 import io
+import json
 import threading
 
+import pytest
+
+from waterfall.cli import logs
 from waterfall.cli.logs import Lines
 
 
@@ -64,3 +68,12 @@ def test_lines__nobody_reads_any_more__the_service_goes_on():
     lines = Lines(file)
     file.close()
     tell(lines, "one\n")
+
+
+@pytest.mark.parametrize("value", [2**90, "half \ud800", float("nan"), {1: 2}, b"bytes", "line\nbreak"])
+def test_json__whatever_is_logged__is_one_line_that_can_be_read(value):
+    line = logs._json({"event": "seen", "value": value}, default=repr)  # noqa: SLF001
+    assert "\n" not in line
+    assert json.loads(line)["event"] == "seen"
+    if isinstance(value, int):
+        assert json.loads(line)["value"] == value

@@ -62,6 +62,7 @@ async def test_queued_charges__oldest_first__as_many_as_asked_for(desk):
     charges = [await desk.charge(n) for n in range(1, 6)]
     assert await queued(desk) == charges
     assert await queued(desk, 2) == charges[:2]
+    assert [await desk.ledger.read(lambda c, n=n: slots.count_queued(c, n)) for n in (2, 9)] == [2, 5]
 
 
 async def test_queued_charges__pending_exit__comes_first(desk):

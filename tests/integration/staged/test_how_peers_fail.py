@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from upstream import answer, answers, chunk, delta, stream_chunks, streams, uses
 
+from waterfall.chain.events import decided_in
 from waterfall.ledger import schema
 from waterfall.money import format_usd, parse_usd
 
@@ -82,8 +83,10 @@ async def test_row_03__batch_sent_to_the_chain_again_by_somebody__debits_nothing
         raw = slot.calldata if isinstance(slot.calldata, str) else "0x" + bytes(slot.calldata).hex()
         sent = await net.anvil.rpc.call("eth_sendTransaction", COPY | {"to": slot.target, "data": raw})
         async with asyncio.timeout(10):
-            while await net.anvil.rpc.call("eth_getTransactionReceipt", sent) is None:
+            while (receipt := await net.anvil.rpc.call("eth_getTransactionReceipt", sent)) is None:
                 await asyncio.sleep(0.05)
+        assert receipt["status"] == "0x1", "the vault has taken it, and knew every charge"
+        assert not decided_in(receipt["logs"], slot.target)
     await client.check_books(account, DEPOSIT, "0.000034")
     assert (await client.request("GET", "/healthz"))[1]["status"] == "ok"
 
